@@ -1,0 +1,138 @@
+"""Files: the CSV contracts, atomic writes, JSONL, hashes. No torch, no pandas at import."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lkv.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Column order is part of the contract: results/README.md explains each column.
+SAMPLE_COLUMNS = (
+    "study", "model", "benchmark", "task", "length", "sample", "method", "budget", "protocol", "haystack",
+    "score", "recall", "recall_raw", "kept_mean", "kept_bytes", "prompt_tokens", "new_tokens", "status",
+)  # fmt: skip
+ACCURACY_COLUMNS = (
+    "study", "model", "benchmark", "task", "length", "protocol", "haystack", "method", "budget", "n",
+    "n_planned", "mean", "ci_low", "ci_high", "retained", "recall", "recall_raw", "kept_mean", "kept_bytes",
+    "diff_vs_lookaheadkv", "diff_ci_low", "diff_ci_high", "p_vs_lookaheadkv",
+)  # fmt: skip
+PAIRED_COLUMNS = (
+    "study", "model", "benchmark", "task", "length", "protocol", "haystack", "budget", "metric", "method",
+    "reference", "n", "diff", "ci_low", "ci_high", "p",
+)  # fmt: skip
+LATENCY_COLUMNS = (
+    "study", "model", "weights", "length", "budget", "method", "implementation", "batch", "phase",
+    "median_ms", "p10_ms", "p90_ms", "repeats", "overhead_ms", "overhead_pct", "ttft_diff_ms", "theory_ms",
+    "cache_bytes", "peak_prefill_bytes", "peak_decode_bytes", "tokens_per_s", "max_batch", "status",
+    "device", "backend", "dtype",
+)  # fmt: skip
+TRAINING_COLUMNS = (
+    "model", "arm", "step", "samples", "kl", "lr", "tokens", "seconds", "tokens_per_s", "mfu",
+)  # fmt: skip
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a temporary neighbour of `path`; on success fsyncs it and renames it over `path`.
+
+    Readers see the old file or the whole new one, never a part of it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from a shared machine's users
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]] | pd.DataFrame, columns: Iterable[str]) -> None:
+    """Long-format CSV: UTF-8, `.` decimal, one header, `columns` in order, no index, missing left empty."""
+    import pandas as pd
+
+    columns = list(columns)
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=columns)
+    with atomic_write(path) as stream:
+        frame.to_csv(stream, columns=columns, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Reads a result CSV and checks its header against the contract; text columns stay text."""
+    import pandas as pd
+
+    if not Path(path).is_file():
+        raise UserError(f"no such results file: {path}; run the rule that writes it, or correct the path")
+    frame = pd.read_csv(path, keep_default_na=True)
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
+    return frame[list(columns)]
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    with atomic_write(path) as stream:
+        json.dump(value, stream, indent=2, sort_keys=False, ensure_ascii=False)
+        stream.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); delete it and run the step that writes it") from None
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with atomic_write(path) as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Streams records; a malformed line is named by file and line number."""
+    if not Path(path).is_file():
+        raise UserError(f"no such data file: {path}; run the step that writes it, or correct the path")
+    with Path(path).open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise UserError(f"{path}, line {number}: not a JSON record in UTF-8 ({error})") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}")
+            yield record
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file, read in pieces; hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits that change when any part does; parts must be JSON values."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
