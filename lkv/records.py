@@ -52,7 +52,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as stream:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with os.fdopen(handle, mode, **text) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -64,7 +65,9 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
-def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]] | pd.DataFrame, columns: Iterable[str]) -> None:
+def write_csv(
+    path: str | Path, rows: Iterable[Mapping[str, Any]] | pd.DataFrame, columns: Iterable[str]
+) -> None:
     """Long-format CSV: UTF-8, `.` decimal, one header, `columns` in order, no index, missing left empty."""
     import pandas as pd
 
@@ -99,7 +102,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); delete it and run the step that writes it") from None
+        raise UserError(f"{path} is not JSON ({error}); delete it and run the step that writes it") from None
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -119,7 +122,8 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise UserError(f"{path}, line {number}: not a JSON record in UTF-8 ({error})") from None
             if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}")
+                found = type(record).__name__
+                raise UserError(f"{path}, line {number}: expected a JSON object, found {found}")
             yield record
 
 
