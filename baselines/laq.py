@@ -1,0 +1,47 @@
+"""LAQ (Lookahead Q-Cache): a draft looks, decoded by the model itself on a SnapKV-evicted cache.
+
+The draft is greedy, 32 tokens, on SnapKV's cache of the same budget; its queries then attend to the *full*
+prompt keys: s_j = Σ_{i in draft} softmax_j(q_i · k_j), max-pool 7, top-C (Wang et al. 2025, Lookahead Q-Cache).
+The LookaheadKV paper caps drafts at 32 tokens (p. 25); LAQ's own code writes 8.
+
+LAQ forces no window; `laqpp` adds the last 8 prompt tokens as observers and keeps them. Deviation: the mask in
+LAQ's code hides late prompt keys from early draft queries; here every draft query sees the whole prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from baselines import snapkv
+from lkv.engine import Prefilled, decode, evict
+from lkv.interface import Method, PromptRows, Recipe, Recorded
+
+DRAFT_TOKENS = 32
+LAST_32, LAST_8 = PromptRows(last=32), PromptRows(last=8)
+
+
+def observers(
+    prefilled: Prefilled, budgets: Sequence[int], beside: PromptRows | None = None
+) -> list[Recorded]:
+    evicted = evict(prefilled, snapkv.METHOD, budgets)
+    rows = [row for of_budget in evicted for row in of_budget]
+    draft = decode(prefilled.model, rows, DRAFT_TOKENS, prefilled.stop, record=True)
+    written = torch.tensor([max(1, len(tokens)) for tokens in draft.tokens])
+    valid = (torch.arange(draft.queries[0].shape[2]) < written[:, None]).to(prefilled.ids.device)
+    batch = len(prefilled.first)
+    spans = [slice(i * batch, (i + 1) * batch) for i in range(len(budgets))]
+    return [Recorded([q[span] for q in draft.queries], valid[span], beside) for span in spans]
+
+
+METHOD = Method("laq", Recipe(), observers, reads=(LAST_32,))
+PLUS_PLUS = replace(
+    METHOD,
+    name="laqpp",
+    recipe=Recipe(window=8),
+    observers=partial(observers, beside=LAST_8),
+    reads=(LAST_32, LAST_8),
+)

@@ -1,0 +1,16 @@
+"""Random: nobody looks; any C entries of each KV head. The floor that a method has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lkv.interface import Method, Ranking, Recipe
+
+
+def draw(batch: int, heads: int, prompt: int, layer: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed * 1009 + layer)
+    return torch.rand(batch, heads, prompt, generator=generator)
+
+
+METHOD = Method("random", Recipe(pool=None), Ranking(draw))

@@ -1,0 +1,372 @@
+"""The one place with the order of steps: prefill → observe → select → compact → decode.
+
+One prefill of a prompt serves every method and every budget; their decodes run as one batch of rows.
+Batches hold prompts of one length: nothing here is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from lkv import observe as maths
+from lkv.attention import BACKEND_NAMES, Pass
+from lkv.cache import Row, RowsCache, full_layers, gather, prompt_cache, windows
+from lkv.errors import UserError
+from lkv.interface import Importance, Method, Observers, PromptRows, Ranking, Recorded, Tail
+from lkv.select import select
+
+Clock = Callable[[str], AbstractContextManager[None]]
+
+
+def no_clock(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(eq=False)
+class Prefilled:
+    """A prompt after its prefill: ids [B, N], the full cache, and the first answer token of each row.
+
+    `seen` holds the importance that the prefill pass itself recorded. `answer_tokens` is how long the model's
+    own answer may get (the oracle's observers), `seed` feeds methods that draw at random.
+    """
+
+    model: PreTrainedModel
+    ids: Tensor
+    cache: Cache
+    first: list[int]
+    seen: dict[PromptRows, Importance]
+    stop: frozenset[int] = frozenset()
+    answer_tokens: int = 32
+    seed: int = 0
+    _answers: list[list[int]] | None = field(default=None, repr=False)
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.cache.layers[full_layers(self.cache)[0]].keys.shape[1]
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """The model's own greedy answers from the full cache, without their stop token."""
+        if self._answers is None:
+            self._answers = decode(self.model, compact(self, None), self.answer_tokens, self.stop).tokens
+        return self._answers
+
+    @answers.setter
+    def answers(self, known: list[list[int]]) -> None:
+        self._answers = known
+
+
+@torch.no_grad()
+def prefill(
+    model: PreTrainedModel,
+    ids: Tensor,
+    rows: Sequence[PromptRows] = (),
+    tail: Tail | None = None,
+    clock: Clock = no_clock,
+    **settings: object,
+) -> tuple[Prefilled, Importance | None]:
+    """Runs the prompt once. ids int64 [B, N].
+
+    Records the importance that each of `rows` sees as the pass goes. With a `tail` it rides along in the
+    same pass (single pass): its importance comes back second and its keys are gone from the cache.
+    """
+    require_observable(model)
+    length = ids.shape[1]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and length >= limit:
+        raise UserError(
+            f"the prompt has {length} tokens, {model.config.model_type}'s context is {limit}; "
+            "shorten the prompt or use a model with a longer context"
+        )
+    cache = prompt_cache(model.config)
+    if tail is not None and len(full_layers(cache)) < len(cache.layers):
+        raise UserError(
+            "the single pass needs full attention in every layer; this model has sliding-window layers: "
+            "observe in a pass of its own"
+        )
+    seen: dict[PromptRows, Importance] = {row: [] for row in rows}
+    ahead: Importance = []
+    evictable = set(full_layers(cache))
+
+    def record(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
+        if layer not in evictable:
+            return
+        with clock("observe"):
+            for row, importance in seen.items():
+                last = length if row.last is None else min(row.last, length)
+                queries = query[:, :, length - last : length]
+                importance.append(
+                    maths.importance(queries, key[:, :, :length], scaling, length, length - last)
+                )
+            if tail is not None:
+                queries = query[:, :, length:]
+                importance = maths.importance(queries, key, scaling, length, length, valid=tail.valid)
+                ahead.append(importance)
+
+    with clock("prefill"), _active(tail):
+        if tail is None:
+            inputs = {"input_ids": ids}
+        else:
+            embed = model.get_input_embeddings()
+            inputs = {"inputs_embeds": torch.cat([embed(ids), _embedded(model, tail)], 1)}
+        out = model(
+            **inputs,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor([length - 1], device=ids.device),
+            lkv_pass=Pass(observe=record) if rows or tail else None,
+        )
+        first = out.logits[:, -1].argmax(-1)
+    if tail is not None:
+        cache.crop(length - cache.get_seq_length())
+    prefilled = Prefilled(model, ids, cache, first.tolist(), seen, **settings)  # type: ignore[arg-type]
+    return prefilled, ahead if tail is not None else None
+
+
+def look(prefilled: Prefilled, tail: Tail) -> Importance:
+    """Importance that a tail sees, in a pass of its own over the finished cache, which it leaves unchanged.
+
+    Differentiable in the tail's embeddings and whatever `tail.active` switches on.
+    """
+    cache, model = prefilled.cache, prefilled.model
+    kept = [dict(vars(layer)) for layer in cache.layers]  # references: the pass concatenates into new tensors
+    evictable, importance = set(full_layers(cache)), []
+    length = prefilled.length
+
+    def record(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
+        if layer in evictable:
+            importance.append(maths.importance(query, key, scaling, length, length, valid=tail.valid))
+
+    try:
+        with _active(tail):
+            model.base_model(
+                inputs_embeds=_embedded(model, tail),
+                position_ids=_positions(tail, length),
+                past_key_values=cache,
+                use_cache=True,
+                lkv_pass=Pass(observe=record),
+            )
+    finally:
+        for layer, state in zip(cache.layers, kept, strict=True):
+            vars(layer).update(state)
+    return importance
+
+
+def observe(prefilled: Prefilled, method: Method, budgets: Sequence[int]) -> list[Importance]:
+    """What the method's observers see, one answer a budget; equal observers look once."""
+    observers = method.observers
+    answers = observers(prefilled, budgets) if callable(observers) else [observers] * len(budgets)
+    done: dict[int, Importance] = {}
+    for answer in answers:
+        if id(answer) not in done:
+            done[id(answer)] = _importance(prefilled, answer, method)
+    return [done[id(answer)] for answer in answers]
+
+
+@torch.no_grad()
+def _importance(prefilled: Prefilled, observers: Observers, method: Method) -> Importance:
+    if isinstance(observers, PromptRows):
+        return prefilled.seen[observers]
+    if isinstance(observers, Tail):
+        return look(prefilled, observers)
+    if isinstance(observers, Recorded):
+        return _recorded(prefilled, observers, method)
+    assert isinstance(observers, Ranking)
+    heads = prefilled.model.config.get_text_config().num_attention_heads
+    batch, prompt = prefilled.ids.shape
+    return [
+        observers.rank(batch, heads, prompt, layer, prefilled.seed).to(prefilled.ids.device)
+        for layer in full_layers(prefilled.cache)
+    ]
+
+
+def _recorded(prefilled: Prefilled, observers: Recorded, method: Method) -> Importance:
+    layers = full_layers(prefilled.cache)
+    scaling = prefilled.model.base_model.layers[layers[0]].self_attn.scaling
+    # `first` stays None: a draft's queries see every prompt key, however early in the draft they stand.
+    importance = [
+        maths.importance(
+            observers.queries[i],
+            prefilled.cache.layers[i].keys,
+            scaling,
+            prefilled.length,
+            over=method.recipe.over,
+            valid=observers.valid,
+        )
+        for i in layers
+    ]
+    if observers.beside is None:
+        return importance
+    assert method.recipe.over == "mean"
+    beside = min(observers.beside.last or prefilled.length, prefilled.length)
+    batch, drafted = observers.queries[0].shape[0], observers.queries[0].shape[2]
+    counted = importance[0].new_full((batch,), drafted) if observers.valid is None else observers.valid.sum(1)
+    share = (counted / (counted + beside))[:, None, None]
+    return [
+        share * mine + (1 - share) * theirs
+        for mine, theirs in zip(importance, prefilled.seen[observers.beside], strict=True)
+    ]
+
+
+def answer_tail(prefilled: Prefilled) -> Tail:
+    """The model's own answer placed after the prompt: the observers of the oracle and of the target."""
+    answers = [answer or [first] for answer, first in zip(prefilled.answers, prefilled.first, strict=True)]
+    longest = max(map(len, answers))
+    device = prefilled.ids.device
+    tokens = torch.tensor([a + [0] * (longest - len(a)) for a in answers], device=device)
+    written = torch.tensor([len(a) for a in answers], device=device)
+    return Tail(tokens, valid=torch.arange(longest, device=device) < written[:, None])
+
+
+@torch.no_grad()
+def compact(prefilled: Prefilled, kept: Sequence[Tensor] | None) -> list[Row]:
+    """Copies the kept entries (None: all) out of the full cache: one Row a prompt of the batch."""
+    layers = prefilled.cache.layers
+    keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+    if kept is not None:
+        for i, index in zip(full_layers(prefilled.cache), kept, strict=True):
+            keys[i], values[i] = gather(keys[i], index), gather(values[i], index)
+    return [
+        Row([k[b] for k in keys], [v[b] for v in values], prefilled.length, prefilled.first[b])
+        for b in range(len(prefilled.first))
+    ]
+
+
+def evict(prefilled: Prefilled, method: Method, budgets: Sequence[int]) -> list[list[Row]]:
+    """observe → select → compact for several budgets of one method."""
+    check_budgets(method, budgets)
+    return [
+        compact(prefilled, select(importance, method.recipe, budget, prefilled.kv_heads))
+        for importance, budget in zip(observe(prefilled, method, budgets), budgets, strict=True)
+    ]
+
+
+def check_budgets(method: Method, budgets: Sequence[int]) -> None:
+    for budget in budgets:
+        if budget < method.smallest_budget:
+            raise UserError(
+                f"budget {budget} is too small for {method.name}, which always keeps "
+                f"{method.recipe.window} recent tokens and {method.recipe.sinks} sinks; "
+                f"give {method.smallest_budget} or more"
+            )
+
+
+@dataclass
+class Decoded:
+    """Greedy tokens of each row without the stop token; queries [R, H, T, D] a layer where recorded."""
+
+    tokens: list[list[int]]
+    queries: list[Tensor]
+    steps: int
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    new_tokens: int,
+    stop: frozenset[int] = frozenset(),
+    record: bool = False,
+    clock: Clock = no_clock,
+) -> Decoded:
+    """Greedy decoding of all rows as one batch, each from its own kept entries and position.
+
+    `record` also feeds each row's last token, so that every draft token leaves a query.
+    """
+    require_observable(model)
+    device = model.device
+    fed = new_tokens if record else new_tokens - 1
+    cache = RowsCache(rows, max(fed, 1), windows(prompt_cache(model.config)))
+    token = torch.tensor([[row.token] for row in rows], device=device)
+    position = torch.tensor([[row.position] for row in rows], device=device)
+    stops = torch.tensor(sorted(stop), dtype=torch.long, device=device)
+    done = torch.isin(token, stops)
+    drawn, queries = [token], [[] for _ in cache.rows_layers]  # type: ignore[var-annotated]
+
+    def remember(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
+        queries[layer].append(query)
+
+    for _ in range(fed):
+        if bool(done.all()) and not (record and len(drawn) == 1):
+            break
+        with clock("decode_token"):
+            masks = cache.advance()
+            out = model(
+                input_ids=token,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                lkv_pass=Pass(observe=remember if record else None, masks=masks),
+            )
+            token = out.logits[:, -1:].argmax(-1)
+        drawn.append(token)
+        done |= torch.isin(token, stops)
+        position = position + 1
+    table = torch.cat(drawn, 1)[:, :new_tokens].tolist()
+    tokens = [_until(row, stop) for row in table]
+    return Decoded(
+        tokens, [torch.cat(q, 2) for q in queries] if record and queries[0] else [], len(drawn) - 1
+    )
+
+
+def decode_all(
+    model: PreTrainedModel, rows: Sequence[Row], new_tokens: int, stop: frozenset[int], at_once: int
+) -> list[list[int]]:
+    """Decodes rows in batches of at most `at_once`; halves the batch when CUDA runs out of memory."""
+    tokens: list[list[int]] = []
+    while len(tokens) < len(rows):
+        try:
+            batch = rows[len(tokens) : len(tokens) + at_once]
+            tokens += decode(model, batch, new_tokens, stop).tokens
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise UserError(
+                    "CUDA ran out of memory while decoding a single row; use a GPU with more memory, "
+                    "a smaller model or a shorter length"
+                ) from None
+            at_once = max(1, min(at_once, len(rows)) // 2)
+            torch.cuda.empty_cache()
+    return tokens
+
+
+def _until(tokens: list[int], stop: frozenset[int]) -> list[int]:
+    for i, token in enumerate(tokens):
+        if token in stop:
+            return tokens[:i]
+    return tokens
+
+
+def require_observable(model: PreTrainedModel) -> None:
+    """Under another attention function the observers would silently see nothing."""
+    if model.config._attn_implementation not in BACKEND_NAMES:
+        raise UserError(
+            f"the model attends through {model.config._attn_implementation!r}, where observers see nothing; "
+            "load it with lkv.models.load, or work inside `with lkv.attention.observable(model):`"
+        )
+
+
+def _embedded(model: PreTrainedModel, tail: Tail) -> Tensor:
+    if tail.tokens.is_floating_point():
+        return tail.tokens.to(model.dtype)
+    return model.get_input_embeddings()(tail.tokens)
+
+
+def _positions(tail: Tail, length: int) -> Tensor:
+    return torch.arange(length, length + tail.tokens.shape[1], device=tail.tokens.device)[None]
+
+
+@contextmanager
+def _active(tail: Tail | None) -> Iterator[None]:
+    with tail.active() if tail is not None and tail.active is not None else nullcontext():
+        yield

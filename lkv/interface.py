@@ -1,0 +1,104 @@
+"""The words every method is written in. Imports nothing from the project.
+
+A method answers one question, *whose queries look at the prompt's keys?*, with `observers`, and says with a
+`Recipe` what happens to what they saw. Axes everywhere: B batch, L full-attention layers, H query heads,
+K KV heads, G = H / K, R observers, N prompt tokens, M stored keys, C budget, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lkv.engine import Prefilled
+
+Importance: TypeAlias = "list[Tensor]"  # one [B, H, N] float32 a full-attention layer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From importance to kept entries. `window` and `sinks` are inside the budget."""
+
+    over: Literal["mean", "max"] = "mean"  # over the observers
+    pool: Literal["max", "avg"] | None = "max"
+    kernel: int = 7
+    group: Literal["mean", "max"] = "mean"  # over the query heads of a KV head
+    order: Literal["group_pool", "pool_group"] = "group_pool"  # with max-pool the two do not commute
+    window: int = 0  # most recent prompt tokens, always kept
+    sinks: int = 0  # first prompt tokens, always kept
+    schedule: Literal["uniform", "pyramid"] = "uniform"  # budget over layers
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """Observers are rows of the prefill pass: the prompt's last `last` tokens, or all of them (None)."""
+
+    last: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """Observers are tokens placed after the prompt, at positions N, N+1, …; they see it whole.
+
+    `tokens` holds ids [B, R] (int64) or embeddings [B, R, hidden]; rows where `valid` [B, R] is False are
+    padding. `active` is entered around the pass: the adapter that works on these rows alone.
+    """
+
+    tokens: Tensor
+    valid: Tensor | None = None
+    active: Callable[[], AbstractContextManager[None]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Observers' queries from a pass of its own: one [B, H, R, D] a layer; they see the prompt whole.
+
+    `beside` names prompt rows that look as well, each row counting as much as a recorded one.
+    """
+
+    queries: Sequence[Tensor]
+    valid: Tensor | None = None
+    beside: PromptRows | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Nobody looks: `rank(batch, heads, prompt, layer, seed)` gives the importance [B, H, N] itself."""
+
+    rank: Callable[[int, int, int, int, int], Tensor]
+
+
+Observers: TypeAlias = "PromptRows | Tail | Recorded | Ranking"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One eviction method.
+
+    `observers` is fixed, or a function of the prefilled prompt and the budgets that gives one answer a
+    budget (the same object for all where the budget does not matter; it is then looked at once). Such a
+    function may use what `reads` had the prefill pass record. `version` goes up when results change;
+    `identity` names what the method brings along (an adapter's hash), so that the journal tells two apart.
+    """
+
+    name: str
+    recipe: Recipe
+    observers: PromptRows | Ranking | Callable[[Prefilled, Sequence[int]], Sequence[Tail | Recorded]]
+    reads: tuple[PromptRows, ...] = ()
+    version: int = 1
+    identity: str = ""
+
+    @property
+    def rows(self) -> tuple[PromptRows, ...]:
+        """What the prefill pass must record for this method."""
+        return (self.observers,) if isinstance(self.observers, PromptRows) else self.reads
+
+    @property
+    def smallest_budget(self) -> int:
+        """The forced entries must fit, and something must be kept."""
+        return max(1, self.recipe.window + self.recipe.sinks)

