@@ -1,8 +1,8 @@
 """H2O: every prompt token looks.
 
-s_j = Σ_{i=1..N} softmax_j(q_i · k_j), causal: the heavy hitters (Zhang et al. 2023, arXiv 2306.14048, §4), summed in
-chunks of rows. The most recent 32 stay, no pooling, once at the end of prefill, as in KVCache-Factory
-(whose runner keeps 8; 32 is what the other baselines here keep).
+s_j = Σ_{i=1..N} softmax_j(q_i · k_j), causal: the heavy hitters (Zhang et al. 2023, arXiv 2306.14048, §4),
+summed in chunks of rows. The most recent 32 stay, no pooling, once at the end of prefill, as in
+KVCache-Factory (whose runner keeps 8; 32 is what the other baselines here keep).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """LAQ (Lookahead Q-Cache): a draft looks, decoded by the model itself on a SnapKV-evicted cache.
 
 The draft is greedy, 32 tokens, on SnapKV's cache of the same budget; its queries then attend to the *full*
-prompt keys: s_j = Σ_{i in draft} softmax_j(q_i · k_j), max-pool 7, top-C (Wang et al. 2025, Lookahead Q-Cache).
-The LookaheadKV paper caps drafts at 32 tokens (p. 25); LAQ's own code writes 8.
+prompt keys: s_j = Σ_{i in draft} softmax_j(q_i · k_j), max-pool 7, top-C (Wang et al. 2025). The LookaheadKV
+paper caps drafts at 32 tokens (p. 25); LAQ's own code writes 8.
 
-LAQ forces no window; `laqpp` adds the last 8 prompt tokens as observers and keeps them. Deviation: the mask in
-LAQ's code hides late prompt keys from early draft queries; here every draft query sees the whole prompt.
+LAQ forces no window; `laqpp` adds the last 8 prompt tokens as observers and keeps them. Deviation: the mask
+in LAQ's code hides late prompt keys from early draft queries; here every draft query sees the whole prompt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Oracle: the model's own full-cache answer looks. A ceiling, not a method: it needs what it should predict.
+"""Oracle: the model's own full-cache answer looks. A ceiling, not a method: it needs what it predicts.
 
-s_j = mean over answer tokens i of softmax_j(q_i · k_j) (LookaheadKV eq. 1, the training target). Selected like
-LookaheadKV, so that the two differ in their observers alone. (Recall is measured against the *unpooled* target.)
+s_j = mean over answer tokens i of softmax_j(q_i · k_j) (LookaheadKV eq. 1, the training target). Selected
+like LookaheadKV, so that the two differ in their observers alone. (Recall is measured against the target
+*unpooled*.)
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 s_j = Σ_{i in window} softmax_j(q_i · k_j), max-pooled over 7 neighbours so that an important entry brings its
 context along; top-(C - 32) plus the window (Li et al. 2024, arXiv 2404.14469, §4).
 
-Settings of the LookaheadKV paper (p. 25): window 32, max-pool 7. Deviation: the original selects per query head
-on repeated keys; here the query heads of a KV head share one choice (group mean before pooling, as in
+Settings of the LookaheadKV paper (p. 25): window 32, max-pool 7. Deviation: the original selects per query
+head on repeated keys; here the query heads of a KV head share one choice (group mean before pooling, as in
 KVCache-Factory's kv_head mode), so that every method stores the same bytes at the same budget.
 """
 

@@ -88,11 +88,12 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     return out.reshape(batch, heads, rows, dim).transpose(1, 2)
 
 
-def _mask(*args: Any, attention_mask: Tensor | None = None, local_size: int | None = None, **kw: Any) -> Any:
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """No mask for full attention without padding: `attention` knows its causality, whatever was evicted."""
-    if local_size is None and (attention_mask is None or bool(attention_mask.all())):
+    padding = kwargs.get("attention_mask")
+    if kwargs.get("local_size") is None and (padding is None or bool(padding.all())):
         return None
-    return sdpa_mask(*args, attention_mask=attention_mask, local_size=local_size, **kw)
+    return sdpa_mask(*args, **kwargs)
 
 
 # Registering names is additive: no model uses them until `set_attn_implementation` is called on it.

@@ -6,7 +6,7 @@ positions follow the logical length: kept keys keep their positions, and decodin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class EvictableLayer(DynamicLayer):
 
     def keep(self, kept: Tensor) -> None:
         """kept: int64 [B, K, C], ascending stored entries."""
+        assert self.keys is not None and self.values is not None
         self.evicted += self.stored - kept.shape[-1]
         self.keys, self.values = gather(self.keys, kept), gather(self.values, kept)
 
@@ -63,9 +64,25 @@ def full_layers(cache: Cache) -> list[int]:
     return [i for i, layer in enumerate(cache.layers) if isinstance(layer, EvictableLayer)]
 
 
+def entries(cache: Cache, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, K, M, D] that a layer holds."""
+    held = cache.layers[layer]
+    assert isinstance(held, DynamicLayer) and held.keys is not None and held.values is not None
+    return held.keys, held.values
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def stored_bytes(cache: Cache) -> int:
+    """Exact size of a cache's keys and values."""
+    return sum(tensor_bytes(entries(cache, layer)) for layer in range(len(cache.layers)))
+
+
 @dataclass(eq=False)
 class Row:
-    """One sequence ready to decode: keys and values [K, C_l, D] a layer, its next position, its last token."""
+    """One sequence ready to decode: keys and values [K, C_l, D] a layer, next position, last token."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -75,7 +92,7 @@ class Row:
     @property
     def bytes(self) -> int:
         """Exact size of the kept keys and values."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return tensor_bytes((*self.keys, *self.values))
 
 
 class _RowsLayer(DynamicLayer):
@@ -90,11 +107,11 @@ class _RowsLayer(DynamicLayer):
         heads, _, dim = keys[0].shape
         shape = (len(keys), heads, self.width + new, dim)
         self.dtype, self.device, self.is_initialized = keys[0].dtype, keys[0].device, True
-        self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self.values = torch.zeros_like(self.keys)
+        self.keys = all_keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.values = all_values = torch.zeros_like(all_keys)
         self.mask = torch.zeros(len(keys), 1, 1, shape[2], dtype=torch.bool, device=self.device)
         for row, (k, v) in enumerate(zip(keys, values, strict=True)):
-            self.keys[row, :, : k.shape[1]], self.values[row, :, : k.shape[1]] = k, v
+            all_keys[row, :, : k.shape[1]], all_values[row, :, : k.shape[1]] = k, v
             self.mask[row, ..., : k.shape[1]] = True
         self.slot = torch.full((1,), self.width - 1, dtype=torch.long, device=self.device)
 
@@ -111,17 +128,18 @@ class _RowsLayer(DynamicLayer):
                     self.mask[row, ..., self.width : self.width + max(0, over - kept)] = False
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kw: Any
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
         self.keys.index_copy_(2, self.slot, key_states)
         self.values.index_copy_(2, self.slot, value_states)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        return self.keys.shape[2]
+        return self.mask.shape[-1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2], 0
+        return self.mask.shape[-1], 0
 
 
 class RowsCache(Cache):
@@ -143,7 +161,5 @@ class RowsCache(Cache):
 
 def windows(cache: Cache) -> list[int | None]:
     """Each layer's sliding window in tokens; None for full attention."""
-    return [
-        layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
-        for layer in cache.layers
-    ]
+    sliding = DynamicSlidingWindowLayer
+    return [layer.sliding_window if isinstance(layer, sliding) else None for layer in cache.layers]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from lkv import observe as maths
 from lkv.attention import BACKEND_NAMES, Pass
-from lkv.cache import Row, RowsCache, full_layers, gather, prompt_cache, windows
+from lkv.cache import Row, RowsCache, entries, full_layers, gather, prompt_cache, windows
 from lkv.errors import UserError
 from lkv.interface import Importance, Method, Observers, PromptRows, Ranking, Recorded, Tail
 from lkv.select import select
@@ -53,7 +54,7 @@ class Prefilled:
 
     @property
     def kv_heads(self) -> int:
-        return self.cache.layers[full_layers(self.cache)[0]].keys.shape[1]
+        return entries(self.cache, full_layers(self.cache)[0])[0].shape[1]
 
     @property
     def answers(self) -> list[list[int]]:
@@ -74,7 +75,7 @@ def prefill(
     rows: Sequence[PromptRows] = (),
     tail: Tail | None = None,
     clock: Clock = no_clock,
-    **settings: object,
+    **settings: Any,
 ) -> tuple[Prefilled, Importance | None]:
     """Runs the prompt once. ids int64 [B, N].
 
@@ -90,29 +91,17 @@ def prefill(
             "shorten the prompt or use a model with a longer context"
         )
     cache = prompt_cache(model.config)
-    if tail is not None and len(full_layers(cache)) < len(cache.layers):
-        raise UserError(
-            "the single pass needs full attention in every layer; this model has sliding-window layers: "
-            "observe in a pass of its own"
-        )
+    assert tail is None or rides_along(model), "a tail in the prefill needs full attention in every layer"
     seen: dict[PromptRows, Importance] = {row: [] for row in rows}
     ahead: Importance = []
-    evictable = set(full_layers(cache))
+    watch_rows = watcher(cache, seen, length)
 
     def record(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
-        if layer not in evictable:
-            return
         with clock("observe"):
-            for row, importance in seen.items():
-                last = length if row.last is None else min(row.last, length)
-                queries = query[:, :, length - last : length]
-                importance.append(
-                    maths.importance(queries, key[:, :, :length], scaling, length, length - last)
-                )
+            watch_rows(layer, query, key, scaling)
             if tail is not None:
                 queries = query[:, :, length:]
-                importance = maths.importance(queries, key, scaling, length, length, valid=tail.valid)
-                ahead.append(importance)
+                ahead.append(maths.importance(queries, key, scaling, length, length, valid=tail.valid))
 
     with clock("prefill"), _active(tail):
         if tail is None:
@@ -130,8 +119,52 @@ def prefill(
         first = out.logits[:, -1].argmax(-1)
     if tail is not None:
         cache.crop(length - cache.get_seq_length())
-    prefilled = Prefilled(model, ids, cache, first.tolist(), seen, **settings)  # type: ignore[arg-type]
+    prefilled = Prefilled(model, ids, cache, first.tolist(), seen, **settings)
     return prefilled, ahead if tail is not None else None
+
+
+def prefill_observed(
+    model: PreTrainedModel,
+    ids: Tensor,
+    method: Method | None,
+    budget: int,
+    clock: Clock = no_clock,
+    **settings: Any,
+) -> tuple[Prefilled, Importance | None]:
+    """prefill and observe for one method the fastest way: a tail known ahead rides along (single pass).
+
+    Returns the importance too; None without a method (the full cache).
+    """
+    if method is None:
+        return prefill(model, ids, clock=clock, **settings)
+    if method.ahead is not None and rides_along(model):
+        return prefill(model, ids, tail=method.ahead(model, ids.shape[0]), clock=clock, **settings)
+    prefilled, _ = prefill(model, ids, method.rows, clock=clock, **settings)
+    return prefilled, observe(prefilled, method, [budget], clock)[0]
+
+
+def rides_along(model: PreTrainedModel) -> bool:
+    """Whether a tail can share the prefill: not with sliding layers, where it would push entries out."""
+    cache = prompt_cache(model.config)
+    return len(full_layers(cache)) == len(cache.layers)
+
+
+def watcher(
+    cache: Cache, seen: dict[PromptRows, Importance], length: int
+) -> Callable[[int, Tensor, Tensor, float], None]:
+    """A `Pass.observe` that fills `seen`, layer by layer, with what rows of a prompt of `length` see."""
+    evictable = set(full_layers(cache))
+
+    def record(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
+        if layer not in evictable:
+            return
+        keys = key[:, :, :length]
+        for row, importance in seen.items():
+            last = length if row.last is None else min(row.last, length)
+            queries = query[:, :, length - last : length]
+            importance.append(maths.importance(queries, keys, scaling, length, length - last))
+
+    return record
 
 
 def look(prefilled: Prefilled, tail: Tail) -> Importance:
@@ -163,14 +196,18 @@ def look(prefilled: Prefilled, tail: Tail) -> Importance:
     return importance
 
 
-def observe(prefilled: Prefilled, method: Method, budgets: Sequence[int]) -> list[Importance]:
+def observe(
+    prefilled: Prefilled, method: Method, budgets: Sequence[int], clock: Clock = no_clock
+) -> list[Importance]:
     """What the method's observers see, one answer a budget; equal observers look once."""
     observers = method.observers
-    answers = observers(prefilled, budgets) if callable(observers) else [observers] * len(budgets)
+    with clock("draft"):  # where observers come from: a draft for some, next to nothing for most
+        answers = observers(prefilled, budgets) if callable(observers) else [observers] * len(budgets)
     done: dict[int, Importance] = {}
-    for answer in answers:
-        if id(answer) not in done:
-            done[id(answer)] = _importance(prefilled, answer, method)
+    with clock("observe"):
+        for answer in answers:
+            if id(answer) not in done:
+                done[id(answer)] = _importance(prefilled, answer, method)
     return [done[id(answer)] for answer in answers]
 
 
@@ -193,13 +230,13 @@ def _importance(prefilled: Prefilled, observers: Observers, method: Method) -> I
 
 def _recorded(prefilled: Prefilled, observers: Recorded, method: Method) -> Importance:
     layers = full_layers(prefilled.cache)
-    scaling = prefilled.model.base_model.layers[layers[0]].self_attn.scaling
+    attention = prefilled.model.base_model.get_submodule(f"layers.{layers[0]}.self_attn")
     # `first` stays None: a draft's queries see every prompt key, however early in the draft they stand.
     importance = [
         maths.importance(
             observers.queries[i],
-            prefilled.cache.layers[i].keys,
-            scaling,
+            entries(prefilled.cache, i)[0],
+            float(attention.scaling),  # type: ignore[arg-type]
             prefilled.length,
             over=method.recipe.over,
             valid=observers.valid,
@@ -232,8 +269,8 @@ def answer_tail(prefilled: Prefilled) -> Tail:
 @torch.no_grad()
 def compact(prefilled: Prefilled, kept: Sequence[Tensor] | None) -> list[Row]:
     """Copies the kept entries (None: all) out of the full cache: one Row a prompt of the batch."""
-    layers = prefilled.cache.layers
-    keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
+    held = [entries(prefilled.cache, layer) for layer in range(len(prefilled.cache.layers))]
+    keys, values = [k for k, _ in held], [v for _, v in held]
     if kept is not None:
         for i, index in zip(full_layers(prefilled.cache), kept, strict=True):
             keys[i], values[i] = gather(keys[i], index), gather(values[i], index)

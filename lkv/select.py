@@ -60,7 +60,7 @@ def keep(scores: Tensor, recipe: Recipe, budget: int, prompt: int) -> Tensor:
     makes ties the rule, not the exception.
     """
     free = budget - recipe.sinks - recipe.window
-    chosen = scores.sort(-1, descending=True, stable=True).indices[..., :free] + recipe.sinks
+    chosen = scores.sort(dim=-1, descending=True, stable=True).indices[..., :free] + recipe.sinks
     sinks = torch.arange(recipe.sinks, device=scores.device).expand(*scores.shape[:2], -1)
     window = torch.arange(prompt - recipe.window, prompt, device=scores.device).expand(*scores.shape[:2], -1)
     return torch.cat([sinks, chosen, window], -1).sort(-1).values
@@ -70,8 +70,8 @@ def layer_budgets(recipe: Recipe, budget: int, layers: int, prompt: int) -> list
     """Entries kept per layer; they always sum to layers · budget.
 
     `pyramid` is PyramidKV's arithmetic progression from `high` in the first layer to `low` in the last, with
-    (C - W) // β at the top of the pyramid. The original rounds the step down, which spends up to 21 % more than
-    the nominal budget; here the remainders are handed out largest first (see `original_pyramid`).
+    (C - W) // β at the top of the pyramid. The original rounds the step down, which spends up to 21 % more
+    than the nominal budget; here the remainders are handed out largest first (see `original_pyramid`).
     """
     if recipe.schedule == "uniform" or layers == 1:
         return [budget] * layers

@@ -114,8 +114,8 @@ def _values(group: pd.DataFrame) -> Values:
 def _rows(group: pd.DataFrame) -> list[tuple[Part, list[Part]]]:
     """((task, haystack), the tasks it covers) in the order of the file: by haystack, averages last."""
     parts = sorted(set(zip(group["task"], group["haystack"], strict=True)))
-    fixed = [part for part in parts if _belongs_to_its_task(part[1])]
-    sources = {haystack for _, haystack in parts if not _belongs_to_its_task(haystack)}
+    fixed = [part for part in parts if belongs_to_its_task(part[1])]
+    sources = {haystack for _, haystack in parts if not belongs_to_its_task(haystack)}
     if not sources:
         sources = {BUILT_IN if any(haystack for _, haystack in fixed) else ""}
     rows = [(part, [part]) for part in parts]
@@ -123,7 +123,8 @@ def _rows(group: pd.DataFrame) -> list[tuple[Part, list[Part]]]:
     return sorted(rows, key=lambda row: (row[0][1], row[0][0] == AVERAGE, row[0][0]))
 
 
-def _belongs_to_its_task(haystack: str) -> bool:
+def belongs_to_its_task(haystack: str) -> bool:
+    """Whether a haystack is part of the task's definition, not the text source that a config names."""
     return not haystack or haystack in BUILT_IN_HAYSTACKS or haystack.startswith(BUILT_IN_PREFIXES)
 
 

@@ -36,7 +36,7 @@ def tiny_model(
     vocabulary: int = 256 + len(SPECIALS),
     sharpness: float = 6.0,
 ) -> PreTrainedModel:
-    """A random Llama or Qwen3 in float32. `sharpness` scales q and k, so that attention is not nearly uniform."""
+    """A random Llama or Qwen3 in float32; `sharpness` scales q and k, or attention were nearly uniform."""
     if family not in FAMILIES:
         raise one_of("model family", family, FAMILIES)
     config_class, model_class = FAMILIES[family]
@@ -68,7 +68,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\s?\S+|\s"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(r"\s?\S+|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIALS[0], eos_token=SPECIALS[1])

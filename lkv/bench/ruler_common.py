@@ -42,19 +42,19 @@ class Generator:
 
 # Our name: file and name in lm_eval/tasks/ruler, first digits of the (mended) text's SHA-256.
 WORDINGS = {
-    "niah": ("niah_utils", "TEMPLATE", ""),
-    "niah_prefix": ("prepare_niah", "gen_prefix", ""),
-    "needle": ("prepare_niah", "NEEDLE", ""),
-    "noise": ("prepare_niah", "haystack", ""),
-    "vt": ("vt_utils", "template", ""),
-    "vt_prefix": ("vt_utils", "answer_prefix", ""),
-    "cwe": ("cwe_utils", "template", ""),
-    "cwe_prefix": ("cwe_utils", "answer_prefix", ""),
-    "fwe": ("fwe_utils", "template", ""),
-    "fwe_prefix": ("fwe_utils", "answer_prefix", ""),
-    "qa": ("qa_utils", "template", ""),
-    "qa_prefix": ("qa_utils", "answer_prefix", ""),
-    "document": ("qa_utils", "DOCUMENT_PROMPT", ""),
+    "niah": ("niah_utils", "TEMPLATE", "b373c00e238d"),
+    "niah_prefix": ("prepare_niah", "gen_prefix", "b34f1d2c8a60"),
+    "needle": ("prepare_niah", "NEEDLE", "8b1728a93842"),
+    "noise": ("prepare_niah", "haystack", "c2fcf70de608"),
+    "vt": ("vt_utils", "template", "fcfaf2eab2bc"),
+    "vt_prefix": ("vt_utils", "answer_prefix", "4a4e9010ec41"),
+    "cwe": ("cwe_utils", "template", "45fff5d17627"),
+    "cwe_prefix": ("cwe_utils", "answer_prefix", "8ee526599bbc"),
+    "fwe": ("fwe_utils", "template", "a0c7b873cf50"),
+    "fwe_prefix": ("fwe_utils", "answer_prefix", "9a72271c5762"),
+    "qa": ("qa_utils", "template", "18a659c9723f"),
+    "qa_prefix": ("qa_utils", "answer_prefix", "64f89cf423ee"),
+    "document": ("qa_utils", "DOCUMENT_PROMPT", "ce8bd2851618"),
 }
 
 
@@ -82,7 +82,8 @@ def word_list(kind: str) -> list[str]:
             f"RULER's words need wonderwords {WONDERWORDS}, found {installed}; another version gives other "
             f"data under the same seed; pip install wonderwords=={WONDERWORDS}"
         )
-    return (files("wonderwords") / "assets" / f"{kind}list.txt").read_text(encoding="utf-8").split("\n")
+    text = (files("wonderwords") / "assets" / f"{kind}list.txt").read_text(encoding="utf-8")
+    return [word.rstrip() for word in text.splitlines()]
 
 
 @cache
@@ -95,8 +96,9 @@ def _texts(module: str) -> dict[str, str]:
     if package is None or not package.submodule_search_locations:
         raise UserError("RULER's wordings come with lm-eval, which is not installed; pip install 'lkv[data]'")
     path = Path(package.submodule_search_locations[0]) / "tasks" / "ruler" / f"{module}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
     found: dict[str, str] = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])):
+    for node in ast.walk(tree):
         pairs: list[tuple[ast.expr | None, ast.expr]] = []
         if isinstance(node, ast.Assign):
             pairs = [(target, node.value) for target in node.targets]
@@ -115,6 +117,7 @@ def _string(node: ast.expr) -> str | None:
     if isinstance(node, ast.IfExp):
         return _string(node.orelse)
     if isinstance(node, ast.JoinedStr):
-        parts = (part if isinstance(part, ast.FormattedValue) else _string(part) for part in node.values)
-        return "".join(f"{{{ast.unparse(p.value)}}}" if isinstance(p, ast.FormattedValue) else p or "" for p in parts)
+        return "".join(_string(part) or "" for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node.value)}}}"
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None

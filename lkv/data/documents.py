@@ -149,6 +149,10 @@ def _prose() -> str:
         if side(topic) == "test":
             for paragraph in _paragraphs(topic.text):
                 line = " ".join(paragraph.split()).removeprefix("* ")
-                if len(line) >= LONG_PARAGRAPH and line[-1] in ".:" and not re.search("::=|>>>|[*=~-]{4}", line):
+                if (
+                    len(line) >= LONG_PARAGRAPH
+                    and line[-1] in ".:"
+                    and not re.search("::=|>>>|[*=~-]{4}", line)
+                ):
                     found.setdefault(normalised(line), line)
     return "\n\n".join(found.values())

@@ -1,0 +1,401 @@
+"""Training prompts, made offline from a seed: look-ups in records, documents, code, repeat-a-sentence.
+
+None of them is a tested task in other words: where something is looked up, the whole context is records
+(tables, JSON, dictionaries, definitions, logs), never a key-value sentence hidden in filler text. That one
+kind exists too, as `hidden`, for a separate and labelled arm. Documents come from the training side of
+lkv.data.documents alone.
+
+Every prompt has an exact length in tokens, so that batches need no padding: its body is cut to fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from lkv.data.documents import documents, side
+from lkv.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GIVEN = [
+    "Ada",
+    "Bela",
+    "Carlo",
+    "Dina",
+    "Emre",
+    "Fatou",
+    "Goran",
+    "Hana",
+    "Ivo",
+    "Jamal",
+    "Kira",
+    "Luan",
+    "Mina",
+    "Noor",
+    "Otto",
+    "Pia",
+    "Rui",
+    "Sara",
+    "Tove",
+    "Uma",
+]
+FAMILY = [
+    "Abel",
+    "Boone",
+    "Castro",
+    "Dahl",
+    "Egger",
+    "Fuchs",
+    "Grau",
+    "Hegde",
+    "Ito",
+    "Jensen",
+    "Kovac",
+    "Lund",
+    "Moreau",
+    "Novak",
+    "Okoye",
+    "Perez",
+    "Quist",
+]
+CITIES = [
+    "Aarhus",
+    "Bergen",
+    "Cusco",
+    "Dakar",
+    "Essen",
+    "Faro",
+    "Graz",
+    "Hue",
+    "Izmir",
+    "Jena",
+    "Kyoto",
+    "Lviv",
+    "Murcia",
+    "Nantes",
+    "Oslo",
+    "Porto",
+]
+THINGS = [
+    "anchor",
+    "basket",
+    "candle",
+    "drill",
+    "engine",
+    "funnel",
+    "gasket",
+    "hammer",
+    "kettle",
+    "ladder",
+    "mirror",
+    "needle",
+    "pump",
+    "ribbon",
+]
+TEAMS = [
+    "audit",
+    "billing",
+    "catering",
+    "design",
+    "energy",
+    "finance",
+    "gardens",
+    "housing",
+    "imports",
+    "kitchen",
+    "logistics",
+]
+SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A prompt before it is sized: `items` make up the body; `ask` words the question about some of them."""
+
+    head: str
+    items: Iterator[tuple[str, Any]]  # text of one item, and what `ask` needs to know of it
+    ask: Callable[[list[Any]], str]
+    documents: list[str] = field(default_factory=list)  # SHA-256 of the documents used
+
+
+def build(
+    tokenizer: PreTrainedTokenizerBase,
+    samples: int,
+    lengths: Sequence[int],
+    mixture: Mapping[str, float],
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """`samples` prompts of exactly `lengths` tokens in turn: {"id", "kind", "length", "ids", "documents"}.
+
+    `mixture` weighs the kinds. Prompt i is the same however many are built.
+    """
+    for kind in mixture:
+        if kind not in KINDS:
+            raise one_of("kind of training prompt", kind, KINDS)
+    kinds, weights = list(mixture), list(mixture.values())
+    if not kinds or min(weights) < 0 or sum(weights) <= 0:
+        raise UserError(f"the mixture {dict(mixture)} has no positive weight; give at least one kind=weight")
+    for i in range(samples):
+        rng = Random(f"{seed}/train/{i}")
+        kind = rng.choices(kinds, weights)[0]
+        length = lengths[i % len(lengths)]
+        ids, used = sized(tokenizer, KINDS[kind](rng), length, rng)
+        yield {"id": i, "kind": kind, "length": length, "ids": ids, "documents": used}
+
+
+def sized(
+    tokenizer: PreTrainedTokenizerBase, sketch: Sketch, length: int, rng: Random
+) -> tuple[list[int], list[str]]:
+    """The templated prompt in exactly `length` token ids; what is asked about lies inside the cut body."""
+    frame = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "\ue000"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+    assert isinstance(frame, str)
+    before, after = frame.split("\ue000")
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    start = encode(before + sketch.head)
+    longest_question = encode(
+        sketch.ask([fact for _, (_, fact) in zip(range(3), sketch.items, strict=False)]) + after
+    )
+    room = length - len(start) - 2 * len(longest_question)
+    body: list[int] = []
+    inside: list[Any] = []
+    for text, fact in sketch.items:
+        body += encode(text)
+        if len(body) <= room:
+            inside.append(fact)
+        if len(body) >= length:
+            break
+    if not inside:
+        raise UserError(f"{length} tokens hold no whole record; give training lengths of 128 or more")
+    asked = rng.sample(inside, k=min(len(inside), rng.choices((1, 2, 3), (6, 3, 1))[0]))
+    end = encode("\n" + sketch.ask(asked) + after)
+    ids = start + body[: length - len(start) - len(end)] + end
+    assert len(ids) == length, "a body that ends early"
+    return ids, sketch.documents
+
+
+def name(rng: Random) -> str:
+    return f"{rng.choice(GIVEN)} {rng.choice(FAMILY)}"
+
+
+def value(rng: Random) -> str:
+    """An answer worth looking up: digits, a dashed number, hexadecimal, a made-up word, a date, a price."""
+    forms: list[Callable[[], str]] = [
+        lambda: str(rng.randrange(1000, 10**9)),
+        lambda: f"{rng.randrange(100, 999)}-{rng.randrange(1000, 9999)}",
+        lambda: f"{rng.getrandbits(32):08x}",
+        lambda: "".join(rng.choices(SYLLABLES, k=3)),
+        lambda: f"{rng.randrange(1950, 2050)}-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}",
+        lambda: f"{rng.randrange(1, 900)}.{rng.randrange(100):02}",
+    ]
+    return rng.choice(forms)()
+
+
+def _asked(keys: list[str]) -> str:
+    return ", ".join(keys[:-1]) + " and " + keys[-1] if len(keys) > 1 else keys[0]
+
+
+def table(rng: Random) -> Sketch:
+    """A delimited table; a column of one to three rows is asked for."""
+    columns = rng.sample(
+        ["badge", "city", "extension", "room", "score", "team", "joined"], k=rng.randrange(2, 5)
+    )
+    mark = rng.choice([" | ", ",", "\t", "; "])
+    column = rng.choice(columns)
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        seen = set()
+        while True:
+            who = f"{name(rng)} {rng.randrange(10, 99)}"
+            if who not in seen:
+                seen.add(who)
+                cells = [
+                    {"city": rng.choice(CITIES), "team": rng.choice(TEAMS)}.get(c, value(rng))
+                    for c in columns
+                ]
+                yield mark.join([who, *cells]) + "\n", who
+
+    ask = rng.choice([
+        lambda keys: f"Which {column} does the table give for {_asked(keys)}?",
+        lambda keys: f"Read off the {column} of {_asked(keys)}. Reply with the entry only.",
+    ])  # fmt: skip
+    return Sketch(f"Staff table.\n{mark.join(['name', *columns])}\n", rows(), ask)
+
+
+def json_records(rng: Random) -> Sketch:
+    """A list of JSON objects; one field is asked for by another."""
+    fields = rng.sample(["price", "stock", "serial", "weight", "supplier", "shelf"], k=rng.randrange(2, 5))
+    wanted = rng.choice(fields)
+
+    def records() -> Iterator[tuple[str, Any]]:
+        for number in iter(lambda: rng.randrange(10**5, 10**6), None):
+            sku = f"{rng.choice(THINGS)}-{number}"
+            yield json.dumps({"sku": sku, **{f: value(rng) for f in fields}}) + ",\n", sku
+
+    return Sketch(
+        "The following is an inventory export.\n[\n",
+        records(),
+        lambda keys: f"]\nGive the value of {json.dumps(wanted)} where sku is {_asked(keys)}.",
+    )
+
+
+def dictionary(rng: Random) -> Sketch:
+    """A word list with codes, as a Python, YAML or plain mapping."""
+    form = rng.choice(['    "{}": "{}",\n', "{}: {}\n", "{} -> {}\n"])
+
+    def entries() -> Iterator[tuple[str, Any]]:
+        while True:
+            word = "".join(rng.choices(SYLLABLES, k=4))
+            yield form.format(word, value(rng)), word
+
+    return Sketch(
+        rng.choice(["mapping = {\n", "Glossary of entries:\n", "Translation file\n"]),
+        entries(),
+        lambda keys: f"Look up {_asked(keys)} and answer with what it maps to.",
+    )
+
+
+def definitions(rng: Random) -> Sketch:
+    """Constants and small functions; what one of them holds is asked for."""
+
+    def lines() -> Iterator[tuple[str, Any]]:
+        while True:
+            symbol = f"{rng.choice(THINGS)}_{rng.choice(TEAMS)}_{rng.randrange(1000)}"
+            if rng.random() < 0.5:
+                yield f"{symbol.upper()} = {value(rng)!r}\n", symbol.upper()
+            else:
+                yield f"def {symbol}():\n    return {value(rng)!r}\n\n", f"{symbol}()"
+
+    return Sketch("# settings.py\n", lines(), lambda keys: f"# What does {_asked(keys)} evaluate to?")
+
+
+def log(rng: Random) -> Sketch:
+    """Log lines in order; what was recorded for a request is asked for."""
+    clock = rng.randrange(86_400)
+
+    def lines() -> Iterator[tuple[str, Any]]:
+        nonlocal clock
+        while True:
+            clock = (clock + rng.randrange(1, 90)) % 86_400
+            stamp = f"{clock // 3600:02}:{clock // 60 % 60:02}:{clock % 60:02}"
+            request = f"r{rng.getrandbits(20):05x}"
+            yield f"{stamp} {rng.choice(TEAMS)} request={request} result={value(rng)}\n", request
+
+    return Sketch("server.log\n", lines(), lambda keys: f"Report the result logged for {_asked(keys)}.")
+
+
+def _training_documents(kind: str, rng: Random) -> Iterator[tuple[str, str, str]]:
+    """(name, text, SHA-256) of training-side documents in random order, over and over."""
+    allowed = [d for d in documents(kind) if side(d) == "train" and len(d.text) > 400]
+    while True:
+        for document in rng.sample(allowed, k=len(allowed)):
+            yield document.name, document.text, document.sha256
+
+
+def _reading(rng: Random, kind: str, heads: Sequence[str], questions: Sequence[str]) -> Sketch:
+    used: list[str] = []
+
+    def parts() -> Iterator[tuple[str, Any]]:
+        for title, text, digest in _training_documents(kind, rng):
+            used.append(digest)
+            lines = text.splitlines(keepends=True)
+            start = rng.randrange(max(1, len(lines) - 20))
+            for line in lines[start:]:
+                yield line, title
+
+    question = rng.choice(questions)
+    return Sketch(rng.choice(heads), parts(), lambda _: question, used)
+
+
+def summary(rng: Random) -> Sketch:
+    """A document to be summed up."""
+    return _reading(
+        rng,
+        "topics",
+        ["Read this text.\n\n", "", "Document:\n"],
+        [
+            "Summarise the text above in one sentence.",
+            "What is this text about?",
+            "List three points that the text makes.",
+            "Explain the main idea of the passage to a beginner.",
+        ],
+    )
+
+
+def code(rng: Random) -> Sketch:
+    """Library source to be continued or explained."""
+    return _reading(
+        rng,
+        "code",
+        ["```python\n", "Here is a source file.\n\n"],
+        [
+            "```\nWhat does this code do?",
+            "```\nWrite the next lines of this file.",
+            "```\nName one function above.",
+        ],
+    )
+
+
+def repeat(rng: Random) -> Sketch:
+    """Sentences of a document; the one that begins in a given way is to be repeated."""
+    used: list[str] = []
+
+    def sentences() -> Iterator[tuple[str, Any]]:
+        for _, text, digest in _training_documents("topics", rng):
+            used.append(digest)
+            for sentence in " ".join(text.split()).split(". "):
+                yield sentence + ". ", " ".join(sentence.split()[:4])
+
+    return Sketch(
+        "",
+        sentences(),
+        lambda starts: f'Repeat word for word the sentence that begins with "{starts[0]}".',
+        used,
+    )
+
+
+def hidden(rng: Random) -> Sketch:
+    """A fact hidden in filler text: near RULER's needles, so for a labelled arm only, never by default."""
+    used: list[str] = []
+
+    def lines() -> Iterator[tuple[str, Any]]:
+        for _, text, digest in _training_documents("topics", rng):
+            used.append(digest)
+            for sentence in " ".join(text.split()).split(". "):
+                if rng.random() < 0.04:
+                    who = name(rng)
+                    yield f"{who} keeps {value(rng)} in the drawer. {sentence}. ", who
+                else:
+                    yield sentence + ". ", None
+
+    def ask(people: list[Any]) -> str:
+        known = [who for who in people if who] or [name(rng)]
+        return f"What does {_asked(known)} keep in the drawer?"
+
+    return Sketch("Somewhere below it says what people keep.\n", lines(), ask, used)
+
+
+KINDS: dict[str, Callable[[Random], Sketch]] = {
+    "table": table,
+    "json_records": json_records,
+    "dictionary": dictionary,
+    "definitions": definitions,
+    "log": log,
+    "summary": summary,
+    "code": code,
+    "repeat": repeat,
+    "hidden": hidden,
+}
+LOOK_UPS = ("table", "json_records", "dictionary", "definitions", "log")

@@ -1,0 +1,54 @@
+"""Which device a job runs on; with several GPUs each job leases one of its own by a file lock."""
+
+from __future__ import annotations
+
+import fcntl
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from lkv.errors import UserError, one_of
+
+_leases: list[IO[str]] = []  # open files: the locks live as long as the process
+
+
+def pick(name: str) -> torch.device:
+    """auto, cpu or cuda → a device. On CUDA the first GPU that no other job of ours has leased."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise one_of("device", name, ["auto", "cpu", "cuda"])
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device 'cuda' was asked for, but torch sees no GPU; use --device auto or cpu")
+    for index in range(torch.cuda.device_count()):
+        uuid = torch.cuda.get_device_properties(index).uuid
+        lock = (Path(tempfile.gettempdir()) / f"lkv-gpu-{uuid}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        _leases.append(lock)
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    raise UserError(
+        f"all {torch.cuda.device_count()} GPUs are leased by other lkv jobs; "
+        "wait for them, or give snakemake --resources gpu=NUMBER_OF_GPUS"
+    )
+
+
+def describe(device: torch.device) -> tuple[str, str | None]:
+    """(name of the processor, CUDA driver or None) for provenance."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), _driver()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []:
+        if line.startswith("model name"):
+            return f"CPU {line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads", None
+    return f"CPU, {torch.get_num_threads()} threads", None
+
+
+def _driver() -> str | None:
+    version = Path("/proc/driver/nvidia/version")
+    return version.read_text().splitlines()[0] if version.is_file() else None

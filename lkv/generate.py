@@ -1,0 +1,137 @@
+"""Answers from an evicted cache: through the engine, or with the model's own `generate()` made to evict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lkv.attention import Pass, observable
+from lkv.cache import full_layers, make_evictable, stored_bytes
+from lkv.engine import Prefilled, check_budgets, compact, decode, observe, prefill_observed, watcher
+from lkv.errors import UserError
+from lkv.interface import Importance, Method, PromptRows
+from lkv.models import stop_ids
+from lkv.select import select
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A greedy answer and what it cost. `kept` is the mean entries a layer and KV head."""
+
+    tokens: list[int]
+    prompt_tokens: int
+    kept: float
+    cache_bytes: int
+    full_cache_bytes: int
+    ttft_s: float
+    tokens_per_s: float
+
+
+def generate(
+    model: PreTrainedModel, ids: Tensor, method: Method | None, budget: int, max_new_tokens: int
+) -> Generation:
+    """Prefill, evict with `method` (None: keep everything), decode. ids int64 [1, N]."""
+    if ids.shape[0] != 1:
+        raise UserError(
+            f"generate takes one prompt at a time, got a batch of {ids.shape[0]}; call it per prompt"
+        )
+    if method is not None:
+        check_budgets(method, [budget])
+    stop = stop_ids(model)
+    with observable(model), torch.no_grad():
+        start = _now(model)
+        prefilled, importance = prefill_observed(
+            model, ids.to(model.device), method, budget, stop=stop, answer_tokens=max_new_tokens
+        )
+        kept = None
+        if method is not None and importance is not None:
+            kept = select(importance, method.recipe, budget, prefilled.kv_heads)
+        [row] = compact(prefilled, kept)
+        ready = _now(model)
+        answer = decode(model, [row], max_new_tokens, stop)
+        seconds = _now(model) - ready
+    layers = full_layers(prefilled.cache)
+    return Generation(
+        tokens=answer.tokens[0],
+        prompt_tokens=prefilled.length,
+        kept=sum(row.keys[i].shape[1] for i in layers) / len(layers),
+        cache_bytes=row.bytes,
+        full_cache_bytes=stored_bytes(prefilled.cache),
+        ttft_s=ready - start,
+        tokens_per_s=answer.steps / seconds if answer.steps else 0.0,
+    )
+
+
+@contextmanager
+def evicting(model: PreTrainedModel, method: Method, budget: int) -> Iterator[None]:
+    """Inside, each prompt that the model prefills is evicted to `budget` entries; its `generate()` works.
+
+    Works by hooks on the model's forward: the prefill call is watched, then the cache that was passed in
+    drops its entries. Prompts of one batch must have one length (no padding).
+    """
+    check_budgets(method, [budget])
+    inside = False  # drafts and lookahead passes are forward calls too: they must not evict
+    seen: dict[PromptRows, Importance] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        if inside or "lkv_pass" in kwargs or cache is None or cache.get_seq_length() > 0:
+            return None
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not bool(mask.all()):
+            raise UserError(
+                "eviction needs prompts without padding; pass one prompt, or prompts of one length"
+            )
+        make_evictable(cache)
+        seen.clear()
+        seen.update({row: [] for row in method.rows})
+        return args, {**kwargs, "lkv_pass": Pass(observe=watcher(cache, seen, _ids(args, kwargs).shape[1]))}
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        nonlocal inside
+        watched = kwargs.get("lkv_pass")
+        if inside or watched is None or watched.masks is not None:
+            return
+        cache, first = kwargs["past_key_values"], out.logits[:, -1].argmax(-1).tolist()
+        prefilled = Prefilled(model, _ids(args, kwargs), cache, first, dict(seen), stop_ids(model))
+        inside = True
+        try:
+            with torch.no_grad():
+                [importances] = observe(prefilled, method, [budget])
+        finally:
+            inside = False
+        kept = select(importances, method.recipe, budget, prefilled.kv_heads)
+        if kept is not None:
+            for layer, index in zip(full_layers(cache), kept, strict=True):
+                cache.layers[layer].keep(index)
+
+    with observable(model):
+        hooks = [
+            model.register_forward_pre_hook(before, with_kwargs=True),
+            model.register_forward_hook(after, with_kwargs=True),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if not isinstance(ids, Tensor):
+        raise UserError("eviction needs the prompt as input_ids; inputs_embeds are not supported")
+    return ids
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

@@ -1,0 +1,89 @@
+"""What a study's figures rest on, as one JSON beside them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lkv import device as devices
+from lkv.attention import BACKEND_NAMES, best_backend
+from lkv.models import DTYPES, choose_dtype
+from lkv.records import fingerprint, read_json, sha256_file, write_json
+
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "peft", "accelerate", "flash-attn", "lm-eval", "wonderwords",
+    "numpy", "scipy", "pandas", "snakemake",
+)  # fmt: skip
+FROM_CARD = (
+    "trained_on", "steps", "samples", "kl_first", "kl_last", "held_out_kl_before", "held_out_kl_after",
+    "parameters", "data_sha256", "sha256",
+)  # fmt: skip
+
+
+def write_provenance(
+    config: Path,
+    models: Sequence[Path],
+    data: Sequence[Path],
+    adapters: Sequence[Path],
+    out: Path,
+    device_name: str = "auto",
+    dtype_name: str = "auto",
+) -> None:
+    """Collects versions, hashes, device and training facts. `config` is the study's resolved YAML."""
+    study: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    device = devices.pick(device_name)
+    dtype = choose_dtype(dtype_name, device)
+    processor, driver = devices.describe(device)
+    files = [config, *(folder / "model.json" for folder in models), *data]
+    cards = {
+        f"{folder.parent.name}/{folder.name}": read_json(folder / "lookahead.json") for folder in adapters
+    }
+    write_json(
+        out,
+        {
+            "study": study.get("study"),
+            "commit": _git("rev-parse", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain")),
+            "config": study,
+            "config_sha256": fingerprint(study),
+            "packages": {name: _version(name) for name in PACKAGES if _version(name)},
+            "device": processor,
+            "driver": driver,
+            "backend": BACKEND_NAMES[best_backend(device, dtype)],
+            "dtype": next(name for name, value in DTYPES.items() if value == dtype),
+            "models": {
+                folder.name: {
+                    key: read_json(folder / "model.json").get(key)
+                    for key in ("fingerprint", "licence", "source", "parameters", "sha256")
+                }
+                for folder in models
+            },
+            "data": {str(path): sha256_file(path) for path in data},
+            "adapters": {name: {key: card.get(key) for key in FROM_CARD} for name, card in cards.items()},
+            "seeds": {"study": study.get("seed")},
+            "start": _stamp(min(path.stat().st_mtime for path in files)),
+            "end": _stamp(datetime.now(UTC).timestamp()),
+        },
+    )
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*command: str) -> str | None:
+    done = subprocess.run(["git", *command], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() if done.returncode == 0 else None

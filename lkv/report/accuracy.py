@@ -1,0 +1,81 @@
+"""Score over budget for the average and for each task: small multiples with interval bands."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lkv.report.figure import BUDGET, WIDTH, finish, line_look, method_handle
+from lkv.report.note import setting
+from lkv.report.source import Block, read_blocks, read_provenance
+from lkv.report.style import style
+from lkv.stats import LEVEL
+from lkv.summarise import AVERAGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def accuracy(results_dir: Path) -> Figure:
+    """A group of panels for each model, benchmark, length and haystack; the average comes first."""
+    from matplotlib.figure import Figure
+
+    blocks = read_blocks(results_dir)
+    most = 1 + max(len(block.tasks) for block in blocks)
+    columns = min((3, 4), key=lambda count: math.ceil(most / count))
+    lines = [math.ceil((1 + len(block.tasks)) / columns) for block in blocks]
+    figure = Figure(figsize=(WIDTH, 1.1 + 1.7 * sum(lines) + 0.3 * len(blocks)), layout="constrained")
+    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=[n + 0.2 for n in lines])
+    for part, block, count in zip(parts[:, 0], blocks, lines, strict=True):
+        part.suptitle(block.title, fontsize=9.5)
+        panels = [(AVERAGE, block.haystack), *block.tasks]
+        for at, axis in enumerate(
+            part.subplots(count, columns, squeeze=False, sharex=True, sharey=True).flat
+        ):
+            if at >= len(panels):
+                axis.remove()
+                continue
+            _draw(axis, block, *panels[at])
+            if at % columns == 0:
+                axis.set_ylabel("score (0–100)")
+            if at + columns >= len(panels):
+                axis.tick_params(labelbottom=True)
+        part.supxlabel("budget C", fontsize=9)
+    methods = dict.fromkeys(method for block in blocks for method in block.average["method"])
+    protocols = " and ".join(dict.fromkeys(block.protocol or "unnamed" for block in blocks))
+    each = sorted(
+        {int(n) for block in blocks for n in block.rows.loc[block.rows["task"] != AVERAGE, "n_planned"]}
+    )
+    samples = f"{each[0]:,} to {each[-1]:,}" if len(each) > 1 else f"{each[0]:,}"
+    caption = (
+        f"Bands: {100 * LEVEL:g} % bootstrap intervals of the evictors. {samples} samples a task. {BUDGET}. "
+        f"Protocol {protocols}; {setting(read_provenance(results_dir))}."
+    )
+    return finish(figure, [method_handle(method) for method in methods], caption)
+
+
+def _draw(axis: Axes, block: Block, task: str, haystack: str) -> None:
+    rows = block.rows[(block.rows["task"] == task) & (block.rows["haystack"] == haystack)]
+    for method in dict.fromkeys(rows["method"]):
+        cells, look = rows[rows["method"] == method], line_look(method)
+        if method == "full":
+            axis.axhline(cells["mean"].iloc[0], **look | {"marker": ""})
+            continue
+        axis.plot(cells["budget"], cells["mean"], **look)
+        if not style(method).bound:
+            band = {"color": look["color"], "alpha": 0.1, "linewidth": 0}
+            axis.fill_between(cells["budget"], cells["ci_low"], cells["ci_high"], **band)
+    budgets = sorted({int(budget) for budget in block.average["budget"] if budget})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(budgets, [str(budget) for budget in budgets], fontsize=8)
+    axis.minorticks_off()
+    axis.set_ylim(-4, 104)
+    axis.set_yticks(range(0, 101, 25))
+    axis.grid()
+    if task == AVERAGE:
+        samples = f"{rows['n_planned'].max():,}"
+        axis.set_title(f"average of {len(block.tasks)}, n = {samples}", loc="left", fontweight="bold")
+    else:
+        axis.set_title(task, loc="left")

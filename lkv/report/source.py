@@ -1,0 +1,72 @@
+"""What the reports read: accuracy.csv in blocks (one table, one row of plots each) and provenance.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lkv.errors import UserError
+from lkv.records import ACCURACY_COLUMNS, read_csv, read_json
+from lkv.report.style import benchmark_label, length_label
+from lkv.summarise import AVERAGE, BUILT_IN, belongs_to_its_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT_COLUMNS = ("study", "model", "benchmark", "task", "protocol", "haystack", "method")
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The figures that may stand side by side: one model, benchmark, length, protocol and text source."""
+
+    model: str
+    benchmark: str
+    length: int
+    protocol: str
+    haystack: str
+    rows: pd.DataFrame  # accuracy rows: the average and the tasks that it covers
+
+    @property
+    def average(self) -> pd.DataFrame:
+        return self.rows[self.rows["task"] == AVERAGE]
+
+    @property
+    def tasks(self) -> list[tuple[str, str]]:
+        """(task, haystack) pairs, by name."""
+        rows = self.rows[self.rows["task"] != AVERAGE]
+        return sorted(set(zip(rows["task"], rows["haystack"], strict=True)))
+
+    @property
+    def title(self) -> str:
+        source = "" if self.haystack in ("", BUILT_IN) else f", haystack {self.haystack}"
+        return f"{self.model}: {benchmark_label(self.benchmark)}, {length_label(self.length)}{source}"
+
+
+def read_blocks(results_dir: str | Path) -> list[Block]:
+    """accuracy.csv's blocks, in the order of the file."""
+    frame = read_csv(Path(results_dir) / "accuracy.csv", ACCURACY_COLUMNS)
+    for column in TEXT_COLUMNS:
+        frame[column] = frame[column].fillna("").astype(str)
+    key = ["study", "model", "benchmark", "length", "protocol"]
+    found = []
+    for _, group in frame.groupby(key, sort=False):
+        model, benchmark, length, protocol = group[key[1:]].iloc[0]
+        for source in dict.fromkeys(group.loc[group["task"] == AVERAGE, "haystack"]):
+            own = (group["haystack"] == source) | (
+                (group["task"] != AVERAGE) & group["haystack"].map(belongs_to_its_task)
+            )
+            found.append(Block(model, benchmark, int(length), protocol, source, group[own]))
+    if not found:
+        raise UserError(
+            f"{Path(results_dir) / 'accuracy.csv'} has no rows with task {AVERAGE!r}; "
+            "write it with: lkv summarise --samples FILE... --out accuracy.csv --paired paired.csv"
+        )
+    return found
+
+
+def read_provenance(results_dir: str | Path) -> dict[str, Any]:
+    """provenance.json, or nothing where the study has none (notes then say what is unknown)."""
+    path = Path(results_dir) / "provenance.json"
+    return dict(read_json(path)) if path.is_file() else {}

@@ -1,0 +1,237 @@
+"""Training: the KL between what the model's own answer looks at and what the lookahead tokens predict.
+
+No activation of the prompt depends on a trainable parameter, so one prefill without gradient serves both: the
+answer's pass gives the target (eq. 1), the lookahead tokens' pass the prediction (eq. 2-3), and the gradient
+runs through the n lookahead rows alone. Its equality with autograd through the whole sequence is a test.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lkv.cache import stored_bytes
+from lkv.engine import Prefilled, answer_tail, look, prefill
+from lkv.errors import UserError
+from lkv.interface import Importance
+from lkv.lookahead import LookaheadKV
+from lkv.models import Loaded
+from lkv.observe import kl_divergence
+from lkv.records import TRAINING_COLUMNS, atomic_write, fingerprint, write_csv
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Adam with a linear warm-up and a cosine to zero; the paper's batch is 32, its rate 1e-3 (LLaMA)."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup_steps: int
+    held_out: int
+    seed: int
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts of one length after all that no trainable parameter touches: their cache and target."""
+
+    prefilled: Prefilled
+    target: Importance
+
+    @property
+    def bytes(self) -> int:
+        return stored_bytes(self.prefilled.cache) + sum(t.numel() * 4 for t in self.target)
+
+
+def prepare(loaded: Loaded, prompts: Sequence[dict[str, Any]]) -> Batch:
+    """Prefill and target importance of prompts of one length, from their stored responses."""
+    ids = torch.tensor([prompt["ids"] for prompt in prompts], device=loaded.model.device)
+    prefilled, _ = prefill(loaded.model, ids)
+    prefilled.answers = [prompt["response"] for prompt in prompts]
+    with torch.no_grad():
+        return Batch(prefilled, look(prefilled, answer_tail(prefilled)))
+
+
+def batch_loss(adapter: LookaheadKV, batch: Batch) -> Tensor:
+    """Mean over layers, query heads and prompts of KL(target ‖ prediction); scalar, in nats."""
+    tail = adapter.tail(batch.prefilled.model, len(batch.prefilled.first))
+    prediction = look(batch.prefilled, tail)
+    layers = [kl_divergence(t, p).mean() for t, p in zip(batch.target, prediction, strict=True)]
+    return torch.stack(layers).mean()
+
+
+@torch.no_grad()
+def held_out_kl(loaded: Loaded, adapter: LookaheadKV, prompts: Sequence[dict[str, Any]], batch: int) -> float:
+    """Mean KL per prompt over prompts that training never sees."""
+    if not prompts:
+        return math.nan
+    total = 0.0
+    for part in _in_batches(prompts, batch):
+        total += float(batch_loss(adapter, prepare(loaded, part))) * len(part)
+    return total / len(prompts)
+
+
+def train(
+    loaded: Loaded,
+    prompts: Sequence[dict[str, Any]],
+    schedule: Schedule,
+    arm: str,
+    out: Path,
+    csv: Path,
+    provenance: dict[str, Any],
+    keep_bytes: int = 0,
+    checkpoint_every: int = 25,
+) -> LookaheadKV:
+    """Trains an adapter into folder `out`, a row a step into `csv`; goes on from `out`/checkpoint.pt if any.
+
+    A run that was stopped and resumed gives the same adapter, bit for bit on the CPU. Up to `keep_bytes` of
+    prepared batches stay in memory from one epoch to the next: on a CPU the prefill is most of a step.
+    """
+    if len(prompts) - schedule.held_out < schedule.batch:
+        raise UserError(
+            f"{len(prompts)} prompts less {schedule.held_out} held out do not fill a batch of "
+            f"{schedule.batch}; give more samples or a smaller batch"
+        )
+    held_out = prompts[len(prompts) - schedule.held_out :]
+    prompts = prompts[: len(prompts) - schedule.held_out]
+    adapter = LookaheadKV.create(loaded.model, seed=schedule.seed)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=schedule.learning_rate)
+    run = fingerprint(loaded.fingerprint, [p["ids"] for p in prompts], asdict(schedule), arm)
+    checkpoint = out / "checkpoint.pt"
+    rows, seconds, before = _resume(checkpoint, run, adapter, optimizer)
+    if before is None:
+        before = held_out_kl(loaded, adapter, held_out, schedule.batch)
+    batches = _full_batches(prompts, schedule.batch, Random(schedule.seed))
+    order = _epochs(len(batches), Random(schedule.seed), schedule.steps)
+    kept: dict[int, Batch] = {}
+    clock = time.perf_counter()
+    with tqdm(total=schedule.steps, initial=len(rows), desc=f"train {arm}", unit="step") as bar:
+        for step in range(len(rows), schedule.steps):
+            prompts_here = batches[order[step]]
+            batch = kept.get(order[step]) or prepare(loaded, prompts_here)
+            if sum(b.bytes for b in kept.values()) + batch.bytes <= keep_bytes:
+                kept[order[step]] = batch
+            loss = batch_loss(adapter, batch)
+            rate = schedule.rate(step)
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+            optimizer.step()
+            now = time.perf_counter()
+            seconds, clock = seconds + now - clock, now
+            tokens = sum(len(p["ids"]) + len(p["response"]) + adapter.n for p in prompts_here)
+            rows.append(
+                _row(loaded.name, arm, step, schedule, float(loss.detach()), rate, tokens, seconds, rows)
+            )
+            bar.set_postfix(kl=f"{rows[-1]['kl']:.3f}", refresh=False)
+            bar.update()
+            if (step + 1) % checkpoint_every == 0 and step + 1 < schedule.steps:
+                _save(checkpoint, run, adapter, optimizer, rows, seconds, before)
+    after = held_out_kl(loaded, adapter, held_out, schedule.batch)
+    first, last = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]
+    write_csv(csv, rows, TRAINING_COLUMNS)
+    adapter.save_pretrained(
+        out,
+        arm=arm,
+        steps=schedule.steps,
+        samples=schedule.steps * schedule.batch,
+        schedule=asdict(schedule),
+        kl_first=round(sum(r["kl"] for r in first) / len(first), 5),
+        kl_last=round(sum(r["kl"] for r in last) / len(last), 5),
+        held_out_kl_before=round(before, 5),
+        held_out_kl_after=round(after, 5),
+        **provenance,
+    )
+    checkpoint.unlink(missing_ok=True)
+    return adapter
+
+
+def _row(
+    model: str, arm: str, step: int, schedule: Schedule, kl: float, rate: float, tokens: int, seconds: float,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    total = tokens + (rows[-1]["tokens"] if rows else 0)
+    return {
+        "model": model,
+        "arm": arm,
+        "step": step + 1,
+        "samples": (step + 1) * schedule.batch,
+        "kl": kl,
+        "lr": rate,
+        "tokens": total,
+        "seconds": seconds,
+        "tokens_per_s": total / seconds,
+        "mfu": None,
+    }
+
+
+def _in_batches(prompts: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Batches of one length, in order; the last of each length may be smaller."""
+    for length in sorted({prompt["length"] for prompt in prompts}):
+        same = [prompt for prompt in prompts if prompt["length"] == length]
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def _full_batches(prompts: Sequence[dict[str, Any]], size: int, rng: Random) -> list[list[dict[str, Any]]]:
+    """Batches of exactly `size` prompts of one length, drawn once; what fills no batch is left out."""
+    shuffled = rng.sample(list(prompts), k=len(prompts))
+    batches = [batch for batch in _in_batches(shuffled, size) if len(batch) == size]
+    if not batches:
+        raise UserError(f"no length has {size} training prompts; give more samples or a smaller batch")
+    return batches
+
+
+def _epochs(batches: int, rng: Random, steps: int) -> list[int]:
+    """Which batch each step takes: epoch after epoch, each in a new order."""
+    order: list[int] = []
+    while len(order) < steps:
+        order += rng.sample(range(batches), k=batches)
+    return order[:steps]
+
+
+def _save(
+    path: Path, run: str, adapter: LookaheadKV, optimizer: torch.optim.Optimizer, rows: list[dict[str, Any]],
+    seconds: float, before: float,
+) -> None:  # fmt: skip
+    state = {
+        "run": run,
+        "adapter": adapter.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rows": rows,
+        "seconds": seconds,
+        "before": before,
+    }
+    with atomic_write(path, "wb") as stream:
+        torch.save(state, stream)
+
+
+def _resume(
+    path: Path, run: str, adapter: LookaheadKV, optimizer: torch.optim.Optimizer
+) -> tuple[list[dict[str, Any]], float, float | None]:
+    """(rows so far, seconds, held-out KL at the start) from a checkpoint of this very run, else nothing."""
+    if not path.is_file():
+        return [], 0.0, None
+    state = torch.load(path, weights_only=True)
+    if state["run"] != run:
+        return [], 0.0, None
+    adapter.load_state_dict(state["adapter"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["rows"], state["seconds"], state["before"]

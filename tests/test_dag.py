@@ -1,0 +1,122 @@
+"""The whole workflow for real, on a tiny random model: twice, changed, and killed in the middle of an evaluation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_workflow import ALWAYS, TINY, environment, planned, snakemake, working_copy
+
+from lkv import study
+
+pytestmark = pytest.mark.slow
+
+TASK = "tiny-llama/niah_single_1@1024"
+SAMPLES = f"results/tiny/samples/{TASK}.csv"
+JOURNAL = f"results/tiny/journal/{TASK}.jsonl"
+SUMMARY = ("results/tiny/accuracy.csv", "results/tiny/paired.csv")
+CALL = (*ALWAYS, "--configfile", TINY, "--")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `snakemake all` has run once."""
+    folder = working_copy(tmp_path_factory.mktemp("finished"))
+    run = snakemake(folder, *CALL, "all")
+    assert run.returncode == 0, run.stdout
+    return folder
+
+
+def test_every_report_is_made(finished: Path) -> None:
+    assert [name for name in study.reports() if not (finished / name).stat().st_size] == []
+    assert yaml.safe_load((finished / "results/tiny/config.yaml").read_text())["seed"] == 42
+
+
+def test_second_run_does_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("results/**/*")}
+    run = snakemake(finished, *CALL, "all")
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("results/**/*")} == before
+
+
+def _more_budgets(config: dict[str, Any]) -> None:
+    config["budgets"].append(160)
+
+
+def _more_repeats(config: dict[str, Any]) -> None:
+    config["latency"]["repeats"] += 1
+
+
+def _more_steps(config: dict[str, Any]) -> None:
+    config["train"]["steps"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "again", "plots"),
+    [
+        (_more_budgets, {"evaluate", "summarise"}, 3),
+        (_more_repeats, {"latency", "gather_latency"}, 4),
+        (_more_steps, {"train", "evaluate", "summarise", "latency", "gather_training", "gather_latency"}, 4),
+    ],
+)
+def test_a_changed_value_runs_again_only_what_depends_on_it(
+    finished: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], again: set[str], plots: int
+) -> None:
+    config = yaml.safe_load((finished / TINY).read_text())
+    change(config)
+    (tmp_path / "changed.yaml").write_text(yaml.safe_dump(config))
+    run = snakemake(finished, "-n", *ALWAYS, "--configfile", str(tmp_path / "changed.yaml"), "--", "all")
+    jobs = planned(run.stdout)
+    assert jobs.keys() == again | {"study_config", "provenance", "table", "plot"}
+    assert jobs["plot"] == plots
+
+
+def test_evaluation_killed_in_the_middle_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    shutil.copytree(finished, folder)
+    for name in (SAMPLES, JOURNAL, *SUMMARY):
+        (folder / name).unlink()
+
+    _run_until_journalled_then_kill(folder)
+    kept = (folder / JOURNAL).read_bytes()
+    whole = (finished / JOURNAL).read_bytes()
+    assert 0 < kept.count(b"\n") < whole.count(b"\n")
+    assert not (folder / SAMPLES).exists()
+
+    # The killed snakemake could not take its lock away.
+    assert snakemake(folder, "--unlock").returncode == 0
+    run = snakemake(folder, *CALL, *SUMMARY)
+    assert run.returncode == 0, run.stdout
+    assert (folder / JOURNAL).read_bytes().startswith(kept)
+    for name in (SAMPLES, *SUMMARY):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def _run_until_journalled_then_kill(folder: Path, seconds: float = 120) -> None:
+    """SIGKILL to snakemake and its job as soon as the journal has a line."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *CALL, SAMPLES],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + seconds
+    journal = folder / JOURNAL
+    while not (journal.exists() and journal.stat().st_size):
+        assert run.poll() is None, "the evaluation ended before its journal had a line"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()

@@ -1,0 +1,354 @@
+"""The table and the plots, made from a small study whose figures are known, and read back."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lkv import records
+from lkv.errors import UserError
+from lkv.registry import FULL, METHODS
+from lkv.report.figure import RC
+from lkv.report.latency import latency
+from lkv.report.pareto import pareto
+from lkv.report.plots import KINDS, plot
+from lkv.report.style import STYLES, style
+from lkv.report.table import latex_text, markdown_text, typst_string, write_table
+from lkv.summarise import write_summary
+
+ROOT = Path(__file__).parent.parent
+ODD = r'we_ird & 100% {x} #1 $y \z *b* |p| "q" <t> [1] ~^ `c` @ref //u'
+
+# Scores per sample: LookaheadKV leads at 64; at 128 it ties with LAQ. One SnapKV sample is lost.
+SCORES = {
+    ("full", 0): (100, 50, 100, 50),
+    ("snapkv", 64): (0, 0, 50, 0),
+    ("snapkv", 128): (0, 50, 50, 0),
+    ("laq", 64): (50, 0, 50, 50),
+    ("laq", 128): (100, 50, 50, 50),
+    ("lookaheadkv", 64): (100, 50, 50, 50),
+    ("lookaheadkv", 128): (50, 100, 50, 50),
+    ("oracle", 64): (100, 100, 100, 50),
+    ("oracle", 128): (100, 100, 100, 50),
+}
+RECALL = {"snapkv": 0.4, "laq": 0.6, "lookaheadkv": 0.8, "oracle": 1.0}
+LATENCY = {
+    "streamingllm": {"select": 0.2, "compact": 0.3},
+    "snapkv": {"observe": 4.0, "select": 1.0, "compact": 0.5},
+    "laq": {"draft": 700.0, "observe": 4.0, "select": 2.0, "compact": 0.5},
+    "lookaheadkv": {"rows": -0.5, "observe": 4.0, "select": 1.0, "compact": 0.5},
+}
+PROVENANCE = {
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "config": {"ruler": {"max_new_tokens": 32}},
+    "device": "A & B CPU",
+    "backend": "sdpa",
+    "dtype": "float32",
+}
+
+
+def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% invented") -> Path:
+    """results/STUDY of one model: two tasks of four samples, two budgets, latency, training."""
+    samples = []
+    for task, haystack in (("vt", "noise"), ("niah_single_2", "pydoc")):
+        for (method, budget), scores in SCORES.items():
+            for sample, score in enumerate(scores):
+                lost = (task, method, budget, sample) == ("vt", "snapkv", 64, 3)
+                recall = RECALL.get(method, np.nan) + 0.01 * sample
+                where = {"study": "s", "model": model, "benchmark": "ruler", "task": task, "length": 1024}
+                cell = {"sample": sample, "method": method, "budget": budget, "protocol": "demo"}
+                figures = {"score": score, "recall": recall, "recall_raw": recall, "kept_mean": budget}
+                end = {"haystack": haystack, "status": "out of memory" if lost else "ok"}
+                samples.append(where | cell | figures | end)
+    records.write_csv(root / "samples.csv", samples, records.SAMPLE_COLUMNS)
+    write_summary([root / "samples.csv"], root / "accuracy.csv", root / "paired.csv", seed=1)
+
+    timings = []
+    for length in (512, 2048):
+        for method, phases in {"full": {}, **LATENCY}.items():
+            where = {"study": "s", "model": model, "weights": "real", "length": length, "method": method}
+            where |= {"implementation": "torch", "device": "CPU", "backend": "sdpa", "dtype": "float32"}
+            where |= {"budget": 128 if phases else 0, "repeats": 3, "status": "ok"}
+            if (length, method) == (2048, "laq"):
+                timings.append(where | {"phase": "total", "status": "out of memory"})
+                continue
+            overhead = sum(phases.values())
+            timings += [where | {"phase": phase, "median_ms": ms} for phase, ms in phases.items()]
+            total = {"phase": "total", "median_ms": 500 + overhead, "overhead_ms": overhead}
+            timings.append(where | total | {"overhead_pct": overhead / 5})
+    records.write_csv(root / "latency.csv", timings, records.LATENCY_COLUMNS)
+
+    steps = [
+        {"model": model, "arm": "main", "step": s, "samples": 8 * s, "kl": 2 / s, "lr": 1e-3}
+        for s in range(1, 41)
+    ]
+    records.write_csv(root / "training.csv", steps, records.TRAINING_COLUMNS)
+    facts = {"trained_on": trained_on, "steps": 40, "kl_first": 2.0, "kl_last": 0.05}
+    facts |= {"held_out_kl_before": 2.1, "held_out_kl_after": 0.0625}
+    records.write_json(root / "provenance.json", PROVENANCE | {"adapters": {f"{model}/main": facts}})
+    return root
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def table(study, tmp_path_factory) -> Path:
+    stem = tmp_path_factory.mktemp("reports") / "table1.v2"  # a dot in the name must survive
+    write_table(study, stem)
+    return stem
+
+
+def read(stem: Path, suffix: str) -> str:
+    return Path(f"{stem}.{suffix}").read_text(encoding="utf-8")
+
+
+def markdown_cells(text: str) -> dict[str, list[str]]:
+    """Method -> cells of the (one) table of a Markdown report."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert len({len(row) for row in rows}) == 1, rows
+    return {row[0].strip("*"): row[1:] for row in rows}
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+def test_the_markdown_table_has_the_figures_and_bold_on_the_best_evictor(table):
+    cells = markdown_cells(read(table, "md"))
+    assert cells["Method"] == ["Score, C = 64", "Score, C = 128", "Recall, C = 64", "Recall, C = 128"]
+    bare = {name: [cell.split(" ")[0] for cell in row] for name, row in cells.items()}
+    assert bare["LookaheadKV"] == ["**62.5**", "**62.5**", "**0.81**", "**0.81**"]
+    assert bare["LAQ"][:2] == ["37.5", "**62.5**°"]  # the tie at 128 is bold on both sides
+    assert bare["LAQ"][2:] == ["0.61", "0.61"]
+    assert bare["Full cache"] == ["75.0", "75.0", "–", "–"]  # bounds are never bold
+    assert bare["Oracle"][0].strip("°") == "87.5"
+    assert not any("**" in cell for name in ("Full cache", "Oracle") for cell in cells[name])
+
+
+def test_only_cells_with_lost_samples_have_a_dagger(table):
+    cells = markdown_cells(read(table, "md"))
+    assert "†" in cells["SnapKV"][0]
+    assert sum("†" in cell for row in cells.values() for cell in row) == 1
+    assert "**†:** fewer usable samples than planned" in read(table, "md")
+
+
+def test_intervals_stand_beside_the_scores(study, table):
+    accuracy = records.read_csv(study / "accuracy.csv", records.ACCURACY_COLUMNS)
+    row = accuracy[(accuracy["task"] == "average") & (accuracy["method"] == "laq")].iloc[0]
+    interval = f"[{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+    assert markdown_cells(read(table, "md"))["LAQ"][0].endswith(interval)
+    assert f"{{\\scriptsize {interval}}}" in read(table, "tex")
+
+
+def test_differences_that_cover_zero_are_marked(table):
+    cells = markdown_cells(read(table, "md"))
+    assert "°" in cells["LAQ"][1]  # equal means
+    assert "°" not in cells["SnapKV"][0]  # 62.5 against about 10
+    assert "°" not in "".join(cells["LookaheadKV"])
+    assert "°" not in "".join(cells["SnapKV"][2:] + cells["LAQ"][2:])  # recall differs on every sample
+
+
+def test_the_csv_is_the_table_in_long_format(table):
+    frame = pd.read_csv(f"{table}.csv").set_index(["method", "budget"])
+    assert len(frame) == len(SCORES)
+    assert frame.loc[("lookaheadkv", 64), "score"] == 62.5
+    assert frame.loc[("snapkv", 64), ["n", "n_planned"]].tolist() == [7, 8]
+    assert set(frame.index[frame["best"]]) == {("lookaheadkv", 64), ("lookaheadkv", 128), ("laq", 128)}
+    assert set(frame.index[frame["best_recall"]]) == {("lookaheadkv", 64), ("lookaheadkv", 128)}
+
+
+def test_latex_and_markdown_bold_the_same_cells(table):
+    bold = re.findall(r"\\textbf\{(\d[^}]*)\}", read(table, "tex"))
+    assert sorted(bold) == sorted(re.findall(r"\*\*(\d[^*]*)\*\*", read(table, "md")))
+
+
+def test_the_note_names_what_the_figures_rest_on(table):
+    note = read(table, "md").replace("\\", "")
+    for fact in (
+        "mean of 2 tasks, haystack in brackets: niah_single_2 (pydoc), vt (noise); 8 samples a cell",
+        "RULER at 1,024 tokens",
+        "demo; greedy decoding, at most 32 new tokens",
+        "95 % bootstrap interval",
+        "entries kept per layer and KV head",
+        "trained on tables, 100% invented; 40 steps; KL 2.00 → 0.0500 nats; held-out KL 2.10 → 0.0625 nats",
+        "A & B CPU, attention sdpa, float32; commit 0123456789.",
+    ):
+        assert fact in note
+
+
+def test_what_is_not_known_is_said(study, tmp_path):
+    for name in ("accuracy.csv",):
+        (tmp_path / name).write_bytes((study / name).read_bytes())
+    write_table(tmp_path, tmp_path / "t")
+    note = read(tmp_path / "t", "md")
+    assert "device, back end and dtype unknown (no provenance.json); commit unknown" in note
+    assert "what they were trained on is unknown" in note
+    assert "**° for recall:** unknown (no paired.csv)." in note
+
+
+def test_the_pdf_is_one_and_the_same(study, table, tmp_path):
+    pdf = Path(f"{table}.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    write_table(study, tmp_path / "again")
+    assert (tmp_path / "again.pdf").read_bytes() == pdf
+
+
+def test_names_with_markup_are_shown_as_they_are(tmp_path):
+    write_table(make_study(tmp_path, model=ODD, trained_on=ODD), tmp_path / "t")
+    assert (tmp_path / "t.pdf").read_bytes().startswith(b"%PDF")
+    text = read(tmp_path / "t", "md")
+    assert len(markdown_cells(text)) == 7
+    assert re.sub(r"\\([^\w\s])", r"\1", text).count(ODD) == 2
+    tex = re.sub(r"\\[\\&%$#_{}]", "", read(tmp_path / "t", "tex").split("\n", 1)[1])
+    assert not set("%#~") & set(tex)
+    assert tex.count("{") == tex.count("}")
+    rows = [line for line in tex.splitlines() if re.match(r"\\?\w.* & ", line) and "multicolumn" not in line]
+    assert {line.count("&") for line in rows} == {4}
+
+
+@pytest.mark.parametrize("text", [ODD, 'a"b', "\\", "a\\", "#strong[x]", "é – “x” 中"])
+def test_a_typst_string_is_read_back_as_it_was(text):
+    import typst
+
+    found = typst.query(f"#metadata({typst_string(text)}) <x>".encode(), "<x>", field="value", one=True)
+    assert json.loads(found) == text
+
+
+def test_latex_and_markdown_escape_every_special_character():
+    assert latex_text("50% of a_b & $x$ [y] {z}\\") == (
+        "50\\% of a\\_b \\& \\$x\\$ {[}y{]} \\{z\\}\\textbackslash{}"
+    )
+    assert markdown_text("a|b *c* _d_ <e>\nf") == "a\\|b \\*c\\* \\_d\\_ \\<e\\> f"
+
+
+def test_one_sample_a_task_gives_a_table_without_intervals(study, tmp_path):
+    samples = records.read_csv(study / "samples.csv", records.SAMPLE_COLUMNS)
+    records.write_csv(tmp_path / "one.csv", samples[samples["sample"] == 0], records.SAMPLE_COLUMNS)
+    write_summary([tmp_path / "one.csv"], tmp_path / "accuracy.csv", tmp_path / "paired.csv", seed=1)
+    write_table(tmp_path, tmp_path / "t")
+    assert markdown_cells(read(tmp_path / "t", "md"))["LookaheadKV"][:2] == ["**100.0**", "50.0"]
+    plot("accuracy", tmp_path, tmp_path / "a")
+
+
+# ---- plots -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plot_is_the_same_to_the_byte_in_three_formats(kind, study, tmp_path):
+    plot(kind, study, tmp_path / "a.b")
+    plot(kind, study, tmp_path / "c")
+    for suffix, start in (("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")):
+        content = Path(f"{tmp_path / 'a.b'}.{suffix}").read_bytes()
+        assert content.startswith(start)
+        assert len(content) > 5000
+        assert Path(f"{tmp_path / 'c'}.{suffix}").read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plots_take_names_with_markup(kind, tmp_path):
+    plot(kind, make_study(tmp_path / "study", model=ODD + "$"), tmp_path / kind)
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def test_latency_bars_are_the_phases_and_failures_are_said(study):
+    figure = latency(study)
+    whole, cut = figure.axes
+    assert whole.get_title(loc="left") == "tiny, C = 128"
+    widths = np.array([bar.get_width() for bar in whole.patches])
+    drawn = [max(0, ms) for length in (512, 2048) for method, phases in LATENCY.items()
+             if (length, method) != (2048, "laq") for ms in phases.values()]  # fmt: skip
+    assert np.sort(widths[widths > 0]) == pytest.approx(np.sort([ms for ms in drawn if ms > 0]))
+    assert "not measured: out of memory" in texts(whole)
+    assert "512 tokens, plain prefill 500 ms" in texts(whole)
+    assert "5.50 ms (+1.10 %)" in texts(whole)
+    assert "706 ms (+141 %)" in texts(whole)
+    assert cut.get_xlim()[1] < 20  # the small ones can be told apart
+    assert all("(ms)" in axis.get_xlabel() for axis in figure.axes)
+
+
+def test_a_study_of_the_full_cache_alone_has_no_overhead_to_plot(study, tmp_path):
+    frame = records.read_csv(study / "latency.csv", records.LATENCY_COLUMNS)
+    records.write_csv(tmp_path / "latency.csv", frame[frame["method"] == "full"], records.LATENCY_COLUMNS)
+    with pytest.raises(UserError, match="times only the full cache; add methods"):
+        plot("latency", tmp_path, tmp_path / "latency")
+    assert not list(tmp_path.glob("latency.p*"))
+
+
+def test_pareto_says_where_the_overhead_was_measured(study):
+    # Scores are at 1,024 tokens; 512 and 2,048 are equally near, so the first is taken; LAQ has 512 alone.
+    [axis] = pareto(study).axes
+    assert "measured at 512 tokens, C = 128" in axis.get_xlabel()
+    assert "logarithmic above" in axis.get_xlabel()  # 0.1 % to 141 %
+    heights = {float(height) for line in axis.lines for height in np.atleast_1d(line.get_ydata())}
+    assert {62.5, 37.5, 75.0} <= heights  # LookaheadKV, LAQ at 64, the full cache
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("latency", "latency"), ("pareto", "latency"), ("training", "training")]
+)
+def test_a_missing_file_is_named(kind, missing, study, tmp_path):
+    (tmp_path / "accuracy.csv").write_bytes((study / "accuracy.csv").read_bytes())
+    with pytest.raises(UserError, match=f"no such results file: .*{missing}.csv"):
+        plot(kind, tmp_path, tmp_path / "p")
+    with pytest.raises(UserError, match=r"no such results file: .*accuracy.csv"):
+        write_table(tmp_path / "nowhere", tmp_path / "t")
+    assert [path.name for path in tmp_path.iterdir()] == ["accuracy.csv"]
+
+
+def test_an_unknown_plot_is_refused_with_the_known_ones(study, tmp_path):
+    with pytest.raises(UserError, match=r"unknown plot 'latencies' \(did you mean 'latency'\?\).*accuracy"):
+        plot("latencies", study, tmp_path / "p")
+
+
+# ---- what all reports share --------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_name_and_a_look_of_its_own():
+    assert {FULL, *METHODS} <= set(STYLES)
+    assert len({look.label for look in STYLES.values()}) == len(STYLES)
+    assert len({(look.marker, str(look.line)) for look in STYLES.values()}) == len(STYLES)  # in grey print
+    assert style("newkv").label == "newkv"
+
+
+def test_no_plot_depends_on_mathtext_or_on_installed_fonts():
+    from matplotlib import get_data_path
+
+    assert RC["text.parse_math"] is False
+    shipped = {path.stem for path in Path(get_data_path(), "fonts/ttf").glob("*.ttf")}
+    assert {name.replace(" ", "") for name in RC["font.family"]} <= shipped
+
+
+def test_reports_are_light_to_import():
+    heavy = "{'torch', 'pandas', 'matplotlib', 'typst', 'jinja2'}"
+    modules = "lkv.report.table, lkv.report.plots, lkv.summarise"
+    code = f"import sys, {modules}; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_results_readme_explains_every_column():
+    text = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    for heading, columns in (
+        ("samples", records.SAMPLE_COLUMNS),
+        ("accuracy.csv", records.ACCURACY_COLUMNS),
+        ("paired.csv", records.PAIRED_COLUMNS),
+        ("latency.csv", records.LATENCY_COLUMNS),
+        ("training.csv", records.TRAINING_COLUMNS),
+    ):
+        section = text.split(f"\n## `{heading}")[1].split("\n## ")[0]
+        named = set(re.findall(r"`([a-z0-9_]+)`", section))
+        assert set(columns) <= named, (heading, set(columns) - named)

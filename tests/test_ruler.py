@@ -1,0 +1,582 @@
+"""Promises of lkv.bench.ruler: thirteen tasks to length, the official metric, frozen files."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import io
+import json
+import os
+import random
+import re
+import statistics
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lkv.bench import ruler_common, ruler_niah
+from lkv.bench.ruler import TASKS, build, clean, score
+from lkv.bench.ruler_common import WORDINGS, word_list, wording
+from lkv.bench.ruler_niah import DEPTHS, Needles, niah
+from lkv.bench.ruler_words import fwe
+from lkv.chat import chat_ids
+from lkv.data.documents import documents, haystack
+from lkv.data.frozen import freeze, load, sidecar
+from lkv.errors import UserError
+
+SHARED = Path(os.environ.get("LKV_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+OFFLINE = [task for task in TASKS if not task.startswith("qa")]
+SAMPLES = 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Byte-level BPE trained on Python's reference and RULER's words, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=12000, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    # The words as well: real vocabularies hold most of them, which sizes cwe and the needles' keys.
+    words = [f" {word}" for kind in ("noun", "adjective", "verb") for word in word_list(kind)]
+    bpe.train_from_iterator([topic.text for topic in documents("topics")] + 2 * words, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>")
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    return fast
+
+
+@pytest.fixture(scope="module")
+def qa_files(tmp_path_factory) -> dict[str, Path]:
+    """SQuAD and HotpotQA excerpts: the shared ones where present, else a made-up pair of the same form."""
+    folder = tmp_path_factory.mktemp("sources")
+    archive = SHARED / "data" / "ruler_sources.tar.xz"
+    if archive.is_file():
+        with tarfile.open(archive) as files:
+            files.extractall(folder, filter="data")
+        return {name: folder / "ruler_sources" / f"{name}.json" for name in ("squad", "hotpotqa")}
+    places = [f"Town {i}" for i in range(60)]
+    facts = {place: [f"{place} lies by river {i}.", " Its mill is old."] for i, place in enumerate(places)}
+    questions = {place: f"Which river is {place} by?" for place in places}
+    squad = [
+        {
+            "paragraphs": [
+                {
+                    "context": "".join(facts[place]),
+                    "qas": [
+                        {
+                            "question": questions[place],
+                            "is_impossible": False,
+                            "answers": [{"text": f"river {places.index(place)}"}, {"text": "the river"}],
+                        },
+                        {"question": "Why?", "is_impossible": True, "answers": []},
+                    ],
+                }
+                for place in places[start : start + 6]
+            ]
+        }
+        for start in range(0, 60, 6)
+    ]
+    hotpotqa = [
+        {
+            "question": questions[place],
+            "answer": f"river {i}",
+            "supporting_facts": [[place, 0]],
+            "context": [[other, facts[other]] for other in places[i : i + 10]],
+        }
+        for i, place in enumerate(places[:50])
+    ]
+    (folder / "squad.json").write_text(json.dumps({"data": squad}), encoding="utf-8")
+    (folder / "hotpotqa.json").write_text(json.dumps(hotpotqa), encoding="utf-8")
+    return {name: folder / f"{name}.json" for name in ("squad", "hotpotqa")}
+
+
+@pytest.fixture(scope="module")
+def made(tokenizer, qa_files) -> dict[tuple[str, int], list[dict]]:
+    """Every task at 1,024 and 2,048 tokens, in table order."""
+    return {
+        (task, length): list(build(task, length, SAMPLES, 42, tokenizer, **qa_files))
+        for length in (1024, 2048)
+        for task in TASKS
+    }
+
+
+def answers_in(text: str, outputs: list[str]) -> list[str]:
+    return [output for output in outputs if output.lower() in text.lower()]
+
+
+@pytest.mark.parametrize("length", [1024, 2048])
+@pytest.mark.parametrize("task", TASKS)
+class TestEveryTask:
+    def test_every_sample_fits_its_length(self, task: str, length: int, made, tokenizer) -> None:
+        for record in made[task, length]:
+            tokens = len(chat_ids(tokenizer, record["input"], record["answer_prefix"]))
+            assert record["prompt_tokens"] == tokens
+            assert record["max_new_tokens"] == TASKS[task].tokens
+            assert tokens + record["max_new_tokens"] <= length
+
+    def test_room_is_used_up(self, task: str, length: int, made, qa_files) -> None:
+        if task.startswith("qa") and qa_files[TASKS[task].haystack].stat().st_size < 100_000:
+            pytest.skip("the made-up documents do not fill this length")
+        used = [record["prompt_tokens"] + record["max_new_tokens"] for record in made[task, length]]
+        # A unit of the qa tasks is a whole paragraph: coarse at these lengths.
+        assert statistics.median(used) >= (0.7 if task.startswith("qa") else 0.9) * length
+
+    def test_answers_are_in_the_prompt_and_as_many_as_asked(self, task: str, length: int, made) -> None:
+        wanted = {"niah_multivalue": 4, "niah_multiquery": 4, "vt": 5, "cwe": 10, "fwe": 3}
+        for record in made[task, length]:
+            found = answers_in(record["input"], record["outputs"])
+            if record["metric"] == "part":
+                assert found or record["outputs"] in (["yes"], ["no"])
+            else:
+                assert found == record["outputs"]
+                assert len(set(found)) == wanted.get(task, 1)
+
+    def test_record_is_complete(self, task: str, length: int, made) -> None:
+        source = {
+            "noise": "noise",
+            "needles": "needles",
+            "words": "words",
+            "coded": "coded",
+            "essays": "pydoc",
+        }
+        for index, record in enumerate(made[task, length]):
+            assert " ".join(record) == (
+                "benchmark task length sample input answer_prefix outputs max_new_tokens prompt_tokens "
+                "haystack metric"
+            )
+            assert (record["benchmark"], record["task"], record["length"]) == ("ruler", task, length)
+            assert record["sample"] == index
+            expected = source.get(TASKS[task].haystack, rf"{TASKS[task].haystack}:[0-9a-f]{{8}}")
+            assert re.fullmatch(expected, record["haystack"])
+            assert record["metric"] == ("part" if task.startswith("qa") else "all")
+            assert record["answer_prefix"] == record["answer_prefix"].strip() != ""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_data_depend_on_neither_task_order_nor_sample_count(task: str, made, tokenizer, qa_files) -> None:
+    # The fixture built all tasks before and after this one, and five samples.
+    alone = list(build(task, 1024, 2, 42, tokenizer, **qa_files))
+    assert alone == made[task, 1024][:2]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_another_seed_gives_other_data(task: str, made, tokenizer, qa_files) -> None:
+    other = list(build(task, 1024, 2, 43, tokenizer, **qa_files))
+    assert [r["input"] for r in other] != [r["input"] for r in made[task, 1024][:2]]
+
+
+def test_samples_differ_from_each_other(made) -> None:
+    for records in made.values():
+        assert len({record["input"] for record in records}) == SAMPLES
+
+
+def test_global_random_state_is_left_alone(tokenizer) -> None:
+    random.seed(1)
+    before, legacy = random.getstate(), np.random.get_state()[1].tolist()
+    list(build("niah_multikey_2", 512, 2, 42, tokenizer))
+    assert random.getstate() == before
+    assert np.random.get_state()[1].tolist() == legacy
+
+
+# What is in the prompts, checked on the text.
+
+
+def test_one_value_asked_once_is_worded_in_the_singular(made) -> None:
+    record = made["niah_single_1", 1024][0]
+    assert record["input"].startswith("A special magic number is hidden within the following text.")
+    assert "quiz you about the number afterwards.\n" in record["input"]
+    asked = re.search(
+        r"\nWhat is the special magic number for (\S+) mentioned in the provided text\?$", record["input"]
+    )
+    assert asked
+    assert (
+        record["answer_prefix"]
+        == f"The special magic number for {asked[1]} mentioned in the provided text is"
+    )
+    assert f"One of the special magic numbers for {asked[1]} is: {record['outputs'][0]}.\n" in record["input"]
+
+
+def test_several_values_are_worded_in_the_plural(made) -> None:
+    for record in made["niah_multivalue", 1024] + made["niah_multiquery", 1024]:
+        assert record["input"].startswith("Some special magic numbers are hidden")
+        assert "\nWhat are all the special magic numbers for " in record["input"]
+        assert record["answer_prefix"].endswith(" mentioned in the provided text are")
+    names = record["answer_prefix"].removeprefix("The special magic numbers for ").split(" mentioned")[0]
+    assert re.fullmatch(r"[^,]+, [^,]+, [^,]+, and [^,]+", names)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "pattern", "needles"),
+    [
+        ("niah_single_2", "numbers", r"[1-9]\d{6}", 1),
+        ("niah_single_3", "uuids", r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", 1),
+        ("niah_multikey_1", "numbers", r"[1-9]\d{6}", 4),
+        ("niah_multivalue", "numbers", r"[1-9]\d{6}", 4),
+        ("niah_multiquery", "numbers", r"[1-9]\d{6}", 4),
+    ],
+)
+def test_essay_tasks_hide_the_official_needles(
+    task: str, kind: str, pattern: str, needles: int, made
+) -> None:
+    for record in made[task, 2048]:
+        found = re.findall(rf"One of the special magic {kind} for (\S+) is: ({pattern})\.", record["input"])
+        assert len(found) == needles
+        assert len({key for key, _ in found}) == (1 if task == "niah_multivalue" else needles)
+        assert set(record["outputs"]) <= {value for _, value in found}
+
+
+@pytest.mark.parametrize("task", ["niah_multikey_2", "niah_multikey_3"])
+def test_needle_haystacks_hold_one_line_for_the_asked_key(task: str, made) -> None:
+    for record in made[task, 2048]:
+        found = re.findall(
+            r"One of the special magic \w+ for (\S+) is: (\S+)\.$", record["input"], re.MULTILINE
+        )
+        keys = [key for key, _ in found]
+        assert len(keys) == len(set(keys)) > 20
+        asked = record["answer_prefix"].split(" for ")[1].split(" mentioned")[0]
+        assert [dict(found)[asked]] == record["outputs"]
+
+
+def test_no_key_comes_twice_even_when_words_run_short(monkeypatch) -> None:
+    monkeypatch.setattr(
+        ruler_niah, "word_list", lambda kind: ["red"] if kind == "adjective" else list("abcdefgh")
+    )
+    prompt = niah(Needles(), "needles", 512).make(7, random.Random(1), 0)
+    assert sorted(re.findall(r"for red-(\w) is", prompt.input)) == list("abcdefgh")
+
+
+def test_depths_are_rulers_forty_places() -> None:
+    assert list(DEPTHS) == np.round(np.linspace(0, 100, num=40, endpoint=True)).astype(int).tolist()
+
+
+def test_needles_are_spread_over_the_essay(made) -> None:
+    records = made["niah_multikey_1", 2048]
+    places = [
+        m.start() / len(r["input"]) for r in records for m in re.finditer("One of the special", r["input"])
+    ]
+    assert min(places) < 0.3
+    assert max(places) > 0.7
+
+
+def test_the_chain_of_variables_leads_to_the_asked_value(made) -> None:
+    for length in (1024, 2048):
+        for record in made["vt", length]:
+            example, asked = record["input"].split("\n\nMemorize", 1)
+            for text, letters in ((example, 3), (asked, 5)):
+                value = re.search(r"assigned the value (\d{5}) in the text above", text)[1]
+                # In reading order every assignment refers to the one before it.
+                steps = re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", text)
+                chain = [value, *(name for name, _ in steps)]
+                assert [source for _, source in steps] == chain[:-1]
+                assert len(set(chain)) == 6
+                assert all(re.fullmatch(f"[A-Z]{{{letters}}}", name) for name in chain[1:])
+            assert chain[1:] == record["outputs"]
+            assert example.rstrip().endswith(
+                ":  " + " ".join(re.findall(r"[A-Z]{3}", example.split("they are:")[1]))
+            )
+            assert f"5 variables are assigned the value {value}, they are:" in record["answer_prefix"]
+
+
+def test_the_worked_example_stays_under_500_tokens(tokenizer, made) -> None:
+    for record in made["vt", 2048]:
+        example = record["input"].split("\n\nMemorize", 1)[0] + "\n\n"
+        assert 400 < len(tokenizer(example).input_ids) <= 500
+
+
+@pytest.mark.parametrize(
+    ("length", "often", "seldom", "shown"), [(2048, 6, 1, (3, 1)), (4096, 30, 3, (10, 3))]
+)
+def test_common_words_come_as_often_as_rulers(length: int, often: int, seldom: int, shown, tokenizer) -> None:
+    for record in build("cwe", length, 2, 42, tokenizer):
+        lists = re.findall(r"most often\.\n(.*)\nQuestion", record["input"])
+        assert len(lists) == 2
+        example, asked = (re.split(r" ?\d+\. ", listed)[1:] for listed in lists)
+        counts = Counter(asked)
+        assert sorted(word for word in counts if counts[word] == often) == sorted(record["outputs"])
+        assert set(counts.values()) == {often, seldom}
+        assert sorted(set(Counter(example).values()), reverse=True) == list(shown)
+        assert len(set(example)) == (20 if length < 4096 else 40)
+
+
+def test_frequent_words_are_ranks_two_to_four_without_a_tie() -> None:
+    for length in (200, 1024, 4096):
+        generator = fwe(length)
+        for size in range(generator.least, generator.least + 60):
+            prompt = generator.make(size, random.Random(f"{length}/{size}"), 0)
+            text = prompt.input.split("coded words. ", 1)[1].split("\nQuestion")[0]
+            ranks = Counter(text.split()).most_common()
+            assert ranks[0][0] == "..."
+            assert [word for word, _ in ranks[1:4]] == prompt.outputs
+            assert ranks[3][1] > (ranks[4][1] if len(ranks) > 4 else 0)
+            assert all(re.fullmatch("[a-z]{6}", word) for word, _ in ranks[1:])
+
+
+def test_gold_paragraphs_stay_when_the_context_is_short(tokenizer, qa_files) -> None:
+    data = json.loads(qa_files["hotpotqa"].read_text(encoding="utf-8"))
+    for length in (1024, 4096):
+        for record in build("qa_2", length, SAMPLES, 42, tokenizer, **qa_files):
+            item = data[record["sample"]]
+            assert item["question"] in record["input"]
+            titles = {title for title, _ in item["supporting_facts"]}
+            for title, sentences in item["context"]:
+                assert title not in titles or f":\n{title}\n{''.join(sentences)}" in record["input"]
+
+
+def test_squad_asks_the_files_answerable_questions_in_order(made, tokenizer, qa_files) -> None:
+    data = json.loads(qa_files["squad"].read_text(encoding="utf-8"))["data"]
+    asked = [q for a in data for p in a["paragraphs"] for q in p["qas"] if not q["is_impossible"]]
+    records = list(build("qa_1", 2048, 30, 42, tokenizer, **qa_files))
+    assert records[:SAMPLES] == made["qa_1", 2048]
+    for record, item in zip(records, asked, strict=False):
+        assert record["input"].endswith(f"\n\nQuestion: {item['question']}")
+        assert record["outputs"] == [answer["text"] for answer in item["answers"]]
+        numbers = [int(n) for n in re.findall(r"^Document (\d+):$", record["input"], re.MULTILINE)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(numbers) > 1
+
+
+def test_essays_file_is_used_repeated_and_named(tokenizer, tmp_path) -> None:
+    path = tmp_path / "Tales.txt"
+    path.write_text("Once there was a fox. It ran home! Did it sleep? Nobody knows.", encoding="utf-8")
+    (record,) = build("niah_single_2", 1024, 1, 42, tokenizer, haystack=str(path))
+    assert record["haystack"] == haystack(str(path))[0]
+    assert record["input"].count("Once there was a fox.") > 20
+
+
+def test_wordings_are_the_older_trees_typo_mended() -> None:
+    texts = {name: wording(name) for name in WORDINGS}
+    assert all(texts.values())
+    assert "assgined" not in "".join(texts.values())
+    assert "assigned the value" in texts["vt_prefix"]
+
+
+def test_other_wordings_are_refused(monkeypatch) -> None:
+    monkeypatch.setitem(WORDINGS, "cwe", ("cwe_utils", "template", "0" * 12))
+    with pytest.raises(UserError, match=r"words RULER's 'cwe' differently .*install lm-eval 0\.4\.13"):
+        wording("cwe")
+
+
+def test_other_word_lists_are_refused(monkeypatch, tokenizer) -> None:
+    monkeypatch.setattr(ruler_common, "version", lambda name: "2.2.0")
+    with pytest.raises(UserError, match=r"need wonderwords 3\.0\.1, found 2\.2\.0"):
+        next(build("niah_single_1", 1024, 1, 42, tokenizer))
+
+
+# Lengths.
+
+
+def least_length(task: str, tokenizer, **options) -> int:
+    with pytest.raises(UserError, match=rf"RULER's {task} does not fit 60 tokens") as error:
+        build(task, 60, 3, 42, tokenizer, **options)
+    return int(re.search(r"the smallest length found for 3 samples is (\d+); set that", str(error.value))[1])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_too_little_room_names_the_length_that_works(task: str, tokenizer, qa_files) -> None:
+    smallest = least_length(task, tokenizer, **qa_files)
+    records = list(build(task, smallest, 3, 42, tokenizer, **qa_files))
+    assert len(records) == 3
+    for record in records:
+        assert record["prompt_tokens"] + record["max_new_tokens"] <= smallest
+        assert record["outputs"]
+        if record["metric"] == "all":
+            assert answers_in(record["input"], record["outputs"]) == record["outputs"]
+
+
+def test_short_contexts_work_where_the_task_fits(tokenizer) -> None:
+    for task in ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multivalue"):
+        for record in build(task, 256, 2, 42, tokenizer, max_new_tokens=32):
+            assert 0.85 * 256 <= record["prompt_tokens"] + 32 <= 256
+
+
+def test_fewer_new_tokens_leave_more_room_for_the_prompt(made, tokenizer) -> None:
+    capped = list(build("niah_single_1", 1024, 2, 42, tokenizer, max_new_tokens=32))
+    assert [record["max_new_tokens"] for record in capped] == [32, 32]
+    assert capped[0]["prompt_tokens"] > made["niah_single_1", 1024][0]["prompt_tokens"] + 50
+    (generous,) = build("fwe", 1024, 1, 42, tokenizer, max_new_tokens=500)
+    assert generous["max_new_tokens"] == 50
+
+
+# The metric.
+
+
+@pytest.mark.parametrize(
+    ("prediction", "outputs", "metric", "expected"),
+    [
+        ("it is 123 and 456.", ["123", "456", "789", "000"], "all", 50.0),
+        ("ABC", ["abc"], "all", 100.0),
+        ("abc", ["ABC", "xyz"], "part", 100.0),
+        ("nothing", ["abc", "xyz"], "part", 0.0),
+        ("", ["abc"], "all", 0.0),
+        ("12\x0034", ["1234"], "all", 0.0),  # a control character becomes a newline ...
+        ("12\x0034", ["12\n34"], "all", 100.0),
+        ("\t\x01 12\x1f ", ["12"], "all", 100.0),
+        ("300738\n7. 300738", ["3007387"], "all", 0.0),  # ... so that lines' digits are not glued
+    ],
+)
+def test_metric_is_rulers(prediction: str, outputs: list[str], metric: str, expected: float) -> None:
+    assert score(prediction, outputs, metric) == expected
+
+
+def test_cleaning_strips_before_and_after() -> None:
+    assert clean(" \x02a\tb\x00 \n") == "a\nb"
+
+
+def test_part_counts_any_reference_where_lm_eval_counts_the_share() -> None:
+    # The file is loaded by itself: the package around it takes seconds and is not what is compared.
+    folder = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location(
+        "common_utils", folder / "tasks" / "ruler" / "common_utils.py"
+    )
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    references = ["Paris", "city of Paris"]
+    assert theirs.string_match_part(["Paris"], [references]) == 0.5
+    assert score("Paris", references, "part") == 100.0
+    for prediction in ("Paris", "the city of paris", "Rome"):
+        assert score(prediction, references, "all") == 100 * theirs.string_match_all(
+            [prediction], [references]
+        )
+
+
+def test_metric_and_references_are_checked() -> None:
+    with pytest.raises(UserError, match=r"unknown RULER metric 'any'; known: all, part"):
+        score("a", ["a"], "any")
+    with pytest.raises(UserError, match="no reference answers"):
+        score("a", [], "all")
+
+
+def published(archive: tarfile.TarFile, run: str) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Our scores and the published mean by task, of one kvpress run."""
+    member = {Path(name).name: name for name in archive.getnames() if f"{run}/" in name}
+    rows = csv.DictReader(
+        io.TextIOWrapper(archive.extractfile(member["predictions.csv"]), encoding="utf-8", newline="")
+    )
+    ours: dict[str, list[float]] = {}
+    for row in rows:
+        quoted = re.findall(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", row["answer"])
+        outputs = [ast.literal_eval(item) for item in quoted]
+        ours.setdefault(row["task"], []).append(
+            score(row["predicted_answer"], outputs, TASKS[row["task"]].metric)
+        )
+    metrics = json.load(archive.extractfile(member["metrics.json"]))
+    return ours, {task: values["string_match"] for task, values in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("run", "exceptions"),
+    [
+        ("ruler__4096__Qwen--Qwen3-8B__no_press__0.00", {}),
+        # kvpress deletes control characters: one of its 500 hits is two lines' digits glued together.
+        (
+            "ruler__4096__meta-llama--Llama-3.1-8B-Instruct__centrality_ppr_knorm_d0.15__0.875",
+            {"niah_multivalue": 26.20},
+        ),
+    ],
+)
+def test_published_scores_are_reproduced(run: str, exceptions: dict[str, float]) -> None:
+    path = SHARED / "data" / "predictions.tar.xz"
+    if not path.is_file():
+        pytest.skip(f"no published predictions at {path}; set LKV_SHARED to the folder that holds data/")
+    with tarfile.open(path) as archive:
+        ours, theirs = published(archive, run)
+    assert set(ours) == set(theirs) == set(TASKS)
+    for task, scores in ours.items():
+        assert len(scores) == 500
+        assert statistics.fmean(scores) == pytest.approx(exceptions.get(task, theirs[task]), abs=0.01)
+
+
+# Frozen files.
+
+
+def test_same_seed_gives_the_same_bytes(tokenizer, tmp_path) -> None:
+    paths = [tmp_path / "a" / "vt@1024.jsonl", tmp_path / "b" / "vt@1024.jsonl"]
+    for path in paths:
+        freeze(path, build("vt", 1024, 3, 42, tokenizer), seed=42)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert sidecar(paths[0]).read_bytes() == sidecar(paths[1]).read_bytes()
+
+
+def test_frozen_data_come_back_with_their_origin(tokenizer, tmp_path) -> None:
+    path = tmp_path / "niah_single_2@1024.jsonl"
+    records = list(build("niah_single_2", 1024, 2, 7, tokenizer))
+    freeze(path, iter(records), seed=7, task="niah_single_2", length=1024, tokenizer="toy")
+    assert list(load(path)) == records
+    facts = json.loads((tmp_path / "niah_single_2@1024.json").read_text(encoding="utf-8"))
+    assert set(facts) == {"sha256", "records", "seed", "task", "length", "tokenizer"}
+    assert (facts["records"], facts["seed"], facts["task"]) == (2, 7, "niah_single_2")
+    assert (facts["length"], facts["tokenizer"]) == (1024, "toy")
+
+
+def test_damage_is_detected_with_both_sums(tokenizer, tmp_path) -> None:
+    path = tmp_path / "fwe@512.jsonl"
+    freeze(path, build("fwe", 512, 1, 42, tokenizer), seed=42)
+    wanted = json.loads(sidecar(path).read_text(encoding="utf-8"))["sha256"]
+    path.write_text(path.read_text(encoding="utf-8").replace("coded", "cooed", 1), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=rf"fwe@512\.jsonl is damaged .*[0-9a-f]{{64}}.*fwe@512\.json says {wanted}"
+    ):
+        load(path)
+    sidecar(path).unlink()
+    with pytest.raises(UserError, match=r"no such file: .*fwe@512\.json"):
+        load(path)
+    with pytest.raises(UserError, match=r"no such data file: .*absent\.jsonl"):
+        load(tmp_path / "absent.jsonl")
+
+
+def test_nothing_is_left_when_building_fails(tokenizer, tmp_path) -> None:
+    def broken():
+        yield from build("vt", 1024, 1, 42, tokenizer)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        freeze(tmp_path / "vt@1024.jsonl", broken(), seed=42)
+    assert not list(tmp_path.iterdir())
+
+
+# Bad input.
+
+
+def test_bad_requests_are_refused_before_the_first_record(tokenizer, qa_files, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"unknown RULER task 'niah_single_4' \(did you mean 'niah_single_"):
+        build("niah_single_4", 1024, 1, 42, tokenizer)
+    for name, options in (
+        ("length", {"length": 0}),
+        ("samples", {"samples": 0}),
+        ("max_new_tokens", {"max_new_tokens": 0}),
+    ):
+        with pytest.raises(UserError, match=f"RULER's {name} is 0; it must be 1 or more"):
+            build(
+                **{"task": "vt", "length": 1024, "samples": 1, "seed": 42, "tokenizer": tokenizer, **options}
+            )
+    with pytest.raises(UserError, match=r"needs a local SQuAD 2\.0 JSON.*no file was given; set squad"):
+        build("qa_1", 1024, 1, 42, tokenizer)
+    with pytest.raises(UserError, match=r"no such file: gone\.json; set hotpotqa"):
+        build("qa_2", 1024, 1, 42, tokenizer, hotpotqa="gone.json")
+    with pytest.raises(UserError, match=r"no such essays file: gone\.txt; set haystack to 'pydoc'"):
+        build("niah_single_2", 1024, 1, 42, tokenizer, haystack="gone.txt")
+    with pytest.raises(
+        UserError, match=r"answerable questions, sample \d+ was asked for; set samples to \d+ or fewer"
+    ):
+        build("qa_2", 2048, 5000, 42, tokenizer, **qa_files)
+    for content in ("{", "[1]", '{"data": [{"paragraphs": 3}]}', '"text"'):
+        (tmp_path / "odd.json").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=r"odd\.json is not a SQuAD 2\.0 JSON"):
+            build("qa_1", 1024, 1, 42, tokenizer, squad=tmp_path / "odd.json")
+        with pytest.raises(UserError, match=r"odd\.json is not a HotpotQA JSON"):
+            build("qa_2", 1024, 1, 42, tokenizer, hotpotqa=tmp_path / "odd.json")
+    (tmp_path / "empty.json").write_text('{"data": []}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"empty\.json has no answerable question"):
+        build("qa_1", 1024, 1, 42, tokenizer, squad=tmp_path / "empty.json")

@@ -1,0 +1,368 @@
+"""The workflow's plan, by dry runs in a copy without results; config errors; the commands that rules call."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lkv import study
+from lkv.cli import parser
+from lkv.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TINY = "config/tiny.yaml"
+ALWAYS = ("--cores", "8", "--nocolor")
+
+
+def working_copy(folder: Path) -> Path:
+    """The workflow's own files in `folder`, without results; lkv itself stays where it is installed."""
+    for name in ("workflow", "config", "profiles"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy2(ROOT / "Snakefile", folder)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=folder,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=options.pop("stderr", subprocess.STDOUT),
+        **options,
+    )
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def planned(output: str) -> Counter[str]:
+    """Rule → number of jobs, from a dry run's last table; without `all`."""
+    table = output.rsplit("Job stats:", 1)[1].split("total", 1)[0]
+    jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    return Counter({name: n for name, n in jobs.items() if name != "all"})
+
+
+def block(output: str, rule: str) -> str:
+    """The first job of a rule in a dry run's list."""
+    return output.split(f"rule {rule}:", 1)[1].split("\n[", 1)[0]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return working_copy(tmp_path_factory.mktemp("clean"))
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(clean: Path) -> str:
+    return snakemake(clean, "-np", *ALWAYS, "--configfile", TINY, "--", "all").stdout
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / TINY).read_text()))
+
+
+def test_tiny_study_plans_exactly_its_jobs(tiny_plan: str) -> None:
+    assert planned(tiny_plan) == {
+        "model": 1,
+        "data_train": 1,
+        "data_ruler": 2,
+        "train": 1,
+        "evaluate": 2,
+        "latency": 1,
+        "summarise": 1,
+        "gather_training": 1,
+        "gather_latency": 1,
+        "study_config": 1,
+        "provenance": 1,
+        "table": 1,
+        "plot": 4,
+    }
+
+
+def test_every_rule_calls_a_verb_that_the_command_line_has(tiny_plan: str) -> None:
+    commands = re.findall(r"^Shell command: (.*)$", tiny_plan, re.MULTILINE)
+    calls = [shlex.split(line)[3:] for line in commands if line.startswith("python -m lkv ")]
+    assert len(calls) == sum(planned(tiny_plan).values()) - 1  # study_config alone has no verb
+    for call in calls:
+        parsed = parser().parse_args(call)
+        assert parsed.log, call
+
+
+def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line(clean: Path) -> None:
+    run = snakemake(clean, "-np", *ALWAYS, "--config", "seed=7", "study=mine")
+    assert planned(run.stdout)["evaluate"] == 4
+    assert "--budgets 64 128 256 --study mine --protocol demo --seed 7 " in block(run.stdout, "evaluate")
+
+
+def test_latency_takes_the_whole_machine_and_other_jobs_one_gpu_and_their_share_of_cores(clean: Path) -> None:
+    run = snakemake(clean, "-n", *ALWAYS, "--resources", "gpu=4", "--configfile", TINY, "--", "all")
+    assert re.search(r"threads: 8\n.*gpu=4$", block(run.stdout, "latency"), re.MULTILINE)
+    for rule in ("data_train", "train", "evaluate", "provenance"):
+        assert re.search(r"threads: 2\n.*gpu=1$", block(run.stdout, rule), re.MULTILINE), rule
+
+
+def test_one_gpu_means_one_job_with_all_cores(tiny_plan: str) -> None:
+    assert "threads: 8" in block(tiny_plan, "evaluate")
+    assert (
+        'gpu=Resource("gpu", 1)' in tiny_plan
+        or "gpu: 1" in (ROOT / "profiles/default/config.yaml").read_text()
+    )
+
+
+def test_published_study_is_rendered_by_one_job_that_rebuilds_nothing(tmp_path: Path) -> None:
+    folder = working_copy(tmp_path)
+    (folder / "results/paper").mkdir(parents=True)
+    for name in ("accuracy.csv", "paired.csv", "provenance.json"):
+        (folder / "results/paper" / name).write_text("{}")
+    run = snakemake(folder, "-np", *ALWAYS, "reports/paper/table1.pdf")
+    assert planned(run.stdout) == {"table_published": 1}
+    assert "--results results/paper --out reports/paper/table1 " in run.stdout
+    # Without latency.csv there is nothing to draw, and no rule that would measure it.
+    run = snakemake(folder, "-n", *ALWAYS, "reports/paper/latency.pdf")
+    assert run.returncode != 0
+    assert "results/paper/latency.csv" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            "budgts=[64]",
+            "unknown key in config/demo.yaml: 'budgts' (did you mean 'budgets'?); known: study, seed,",
+        ),
+        (
+            "methods=[full,snapKV]",
+            "unknown method in config/demo.yaml, methods: 'snapKV' (did you mean 'snapkv'?); known: full,",
+        ),
+    ],
+)
+def test_snakemake_stops_at_a_wrong_config_with_one_line(clean: Path, given: str, line: str) -> None:
+    run = snakemake(clean, "-n", *ALWAYS, "--config", given, stderr=subprocess.PIPE)
+    said = [
+        text for text in run.stderr.splitlines() if not text.startswith("Using workflow specific profile")
+    ]
+    assert run.returncode == 2
+    assert len(said) == 1
+    assert said[0].startswith(line)
+
+
+def test_picture_of_the_workflow_is_current(clean: Path) -> None:
+    run = snakemake(clean, "--rulegraph", "mermaid-js", "--", "all", stderr=subprocess.DEVNULL)
+
+    def edges(text: str) -> set[tuple[str, str]]:
+        names = dict(re.findall(r"(id\d+)\[(\w+)\]", text))
+        return {(names[a], names[b]) for a, b in re.findall(r"(id\d+) --> (id\d+)", text)}
+
+    assert len(edges(run.stdout)) > 20
+    assert edges((ROOT / "docs/dag.md").read_text()) == edges(run.stdout), "run make dag"
+
+
+# ---- the config -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid_and_named_as_their_files(path: Path) -> None:
+    assert study.validate(yaml.safe_load(path.read_text()), ROOT)["study"] == path.stem
+
+
+def _put(dotted: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(config: dict[str, Any]) -> None:
+        *parents, last = dotted.split(".")
+        for key in parents:
+            config = config[key]
+        config[last] = value
+
+    return change
+
+
+def _drop(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_put("train.lr", 1), "key in x.yaml, train: 'lr'; known: arm, samples,"),
+        (_drop("budgets"), "x.yaml: the key 'budgets' is missing; it holds: a list of different integers"),
+        (_put("budgets", [64, 0]), "x.yaml, budgets[1]: 0 is not allowed; allowed: an integer of 1 or more"),
+        (_put("budgets", [64, 64]), "x.yaml, budgets: [64, 64] is not allowed; allowed: a list of different"),
+        (_put("budgets", "64"), 'x.yaml, budgets: "64" is not allowed'),
+        (_put("seed", True), "x.yaml, seed: true is not allowed; allowed: an integer of 0 or more"),
+        (_put("study", "a\nb"), r'x.yaml, study: "a\nb" is not allowed; allowed: the study'),
+        (_put("study", "../up"), 'x.yaml, study: "../up" is not allowed'),
+        (_put("device", "gpu"), "value in x.yaml, device: 'gpu' (did you mean 'cpu'?); known: auto, cpu"),
+        (_put("models", ["llama-9"]), "model in x.yaml, models: 'llama-9'"),
+        (_put("models", ["llama-9"]), "a new one is a file config/models/llama-9.yaml"),
+        (_put("latency.methods", ["snapkv"]), "x.yaml, latency.methods: 'full' is missing"),
+        (_put("latency.methods", ["full", "laqq"]), "method in x.yaml, latency.methods: 'laqq'"),
+        (_put("ruler.tasks", ["niah"]), "RULER task in x.yaml, ruler.tasks: 'niah'"),
+        (_put("ruler.tasks", ["qa_1"]), "x.yaml, ruler.squad: the task qa_1 reads a local file"),
+        (_put("ruler", None), "x.yaml, ruler: null is not allowed"),
+        (_put("train.steps", 0), "x.yaml, train.steps: 0 is not allowed; allowed: an integer of 1 or more"),
+        (_put("train.learning_rate", "1e-3"), 'x.yaml, train.learning_rate: "1e-3" is not allowed'),
+        (_put("train.warmup_steps", 99), "x.yaml, train.warmup_steps: 99 is more than the 6 steps"),
+        (_put("train.batch", 13), "16 less 4 held out do not fill a batch of 13; allowed: 17 or more"),
+        (_put("train.mixture", {"tabel": 1}), "kind of training prompt in x.yaml, train.mixture: 'tabel'"),
+        (_put("train.mixture", {}), "x.yaml, train.mixture: {} is not allowed"),
+        (_put("train.mixture", {"table": 0}), "x.yaml, train.mixture.table: 0 is not allowed"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_is_allowed(
+    tiny: dict[str, Any], change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    config = copy.deepcopy(tiny)
+    change(config)
+    with pytest.raises(UserError) as error:
+        study.validate(config, ROOT, "x.yaml")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_essays_file_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["ruler"] |= {"tasks": ["niah_single_2"], "haystack": str(tmp_path / "essays.json")}
+    with pytest.raises(UserError, match=r"x\.yaml, ruler\.haystack: no such file: .*essays\.json"):
+        study.validate(tiny, ROOT, "x.yaml")
+    (tmp_path / "essays.json").write_text("{}")
+    study.validate(tiny, ROOT, "x.yaml")
+
+
+def test_defaults_are_filled_in_at_every_depth(tiny: dict[str, Any]) -> None:
+    for part, key in (("ruler", "max_new_tokens"), ("train", "held_out"), ("latency", "repeats")):
+        del tiny[part][key]
+    del tiny["seed"]
+    filled = study.validate(tiny, ROOT)
+    assert filled["seed"] == 42
+    assert (filled["ruler"]["max_new_tokens"], filled["train"]["held_out"]) == (None, 8)
+    assert (filled["latency"]["repeats"], filled["latency"]["warmups"]) == (10, 1)
+
+
+def test_what_was_validated_validates_again_unchanged(tiny: dict[str, Any]) -> None:
+    once = study.validate(tiny, ROOT)
+    assert study.validate(yaml.safe_load(yaml.safe_dump(once)), ROOT) == once
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({}, "the key 'name' is missing"),
+        ({"source": {"kind": "torrent"}}, "source.kind: 'torrent'; known: pypi-gguf, hub, local, random"),
+        ({"source": {"kind": "local"}}, "source: the key 'path' is missing; it holds: the folder"),
+        (
+            {"source": {"kind": "random", "family": "llama", "path": "x"}},
+            "source: 'path'; known: kind, family",
+        ),
+        ({"source": {"kind": "random", "family": "gpt"}}, "source.family: 'gpt'; known: llama, qwen3"),
+        (
+            {"source": {"kind": "hub", "repo": "o/n"}, "name": "other"},
+            "name: 'other' differs from the file's",
+        ),
+    ],
+)
+def test_wrong_model_specs_are_explained(spec: dict[str, Any], said: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "workflow/schemas", tmp_path / "workflow/schemas")
+    (tmp_path / "config/models").mkdir(parents=True)
+    whole = {"name": "m", "licence": "MIT"} | spec if spec else {}
+    (tmp_path / "config/models/m.yaml").write_text(yaml.safe_dump(whole))
+    with pytest.raises(UserError) as error:
+        study.model_spec("m", tmp_path)
+    assert said in str(error.value)
+    assert "config/models/m.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config", "model"])
+def test_schemas_refuse_unknown_keys_and_describe_every_known_one(name: str) -> None:
+    schema = yaml.safe_load((ROOT / f"workflow/schemas/{name}.schema.yaml").read_text())
+
+    def objects(part: Any) -> list[dict[str, Any]]:
+        if isinstance(part, list):
+            return [found for item in part for found in objects(item)]
+        if not isinstance(part, dict):
+            return []
+        own = [part] if part.get("type") == "object" else []
+        return own + [found for item in part.values() for found in objects(item)]
+
+    found = objects(schema)
+    assert len(found) >= 5
+    for part in found:
+        # train.mixture's keys and a source's are checked by other means: the kinds, and $defs by kind.
+        assert "additionalProperties" in part or part["properties"].keys() == {"kind"}
+        for key, value in part.get("properties", {}).items():
+            assert value.get("description"), key
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------
+
+
+def test_reports_of_all_are_what_the_rules_make(tiny_plan: str) -> None:
+    assert sorted(re.findall(r"reports/[\w.]+", block(tiny_plan, "all"))) == sorted(study.reports())
+
+
+def test_paths_leave_only_the_rules_wildcards(tiny: dict[str, Any]) -> None:
+    paths = vars(study.paths(study.validate(tiny, ROOT)))
+    wildcards = {name for path in paths.values() for name in re.findall(r"{(\w+)}", path)}
+    assert wildcards == {"model", "task", "length"}
+    assert paths["adapter"] == "results/tiny/adapters/{model}/main/lookahead.json"
+
+
+def test_flags_leave_out_what_is_not_there() -> None:
+    values = {
+        "max_new_tokens": None,
+        "steps": 6,
+        "lengths": [1, 2],
+        "mixture": {"a": 1, "b": 0.5},
+        "none": [],
+    }
+    words = study.flags(values, "steps", "max_new_tokens", "lengths", "mixture", "none")
+    assert words == ["--steps", "6", "--lengths", "1", "2", "--mixture", "a=1", "b=0.5"]
+
+
+def test_only_tasks_with_a_source_of_text_depend_on_it() -> None:
+    ruler = {"haystack": "essays.txt", "squad": "s.json", "hotpotqa": "h.json"}
+    assert study.ruler_files(ruler, "niah_multivalue") == ["essays.txt"]
+    assert study.ruler_files(ruler | {"haystack": "pydoc"}, "niah_multivalue") == []
+    assert (study.ruler_files(ruler, "qa_1"), study.ruler_files(ruler, "qa_2")) == (["s.json"], ["h.json"])
+    assert study.ruler_sources("niah_single_1") == study.ruler_sources("cwe") == []
+
+
+def test_published_studies_are_complete_folders_other_than_the_configured_one(tmp_path: Path) -> None:
+    for name in ("paper", "demo", "torn"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+    for name in ("paper", "demo"):
+        (tmp_path / "results" / name / "provenance.json").write_text("{}")
+    assert study.published("demo", tmp_path) == ["paper"]
+    assert re.fullmatch(study.any_of(["a.b"]), "a.b")
+    assert not re.fullmatch(study.any_of(["a.b"]), "acb")
+    assert not re.match(study.any_of([]), "")
+
+
+@pytest.mark.parametrize(("asked", "cpus", "threads"), [(8, 2, 2), (1, 2, 1), (2, 64, 2)])
+def test_jobs_get_no_more_threads_than_there_are_cpus(asked: int, cpus: int, threads: int) -> None:
+    script = study.shell_prefix(cpus) + "echo $OMP_NUM_THREADS $MKL_NUM_THREADS"
+    environment = {"OMP_NUM_THREADS": str(asked), "MKL_NUM_THREADS": str(asked)}
+    run = subprocess.run(["bash", "-c", script], env=environment, text=True, capture_output=True, check=True)
+    assert run.stdout.split() == [str(threads)] * 2
+
+
+def test_study_helpers_load_neither_torch_nor_snakemake() -> None:
+    code = "import sys, lkv.study; print({'torch', 'transformers', 'snakemake', 'pandas'} & set(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), text=True, capture_output=True, check=True
+    )
+    assert run.stdout.strip() == "set()"

@@ -1,0 +1,17 @@
+# models/NAME: weights and tokenizer, brought here once. model.json, written last, stands for the folder.
+
+
+rule model:
+    input:
+        spec="config/models/{model}.yaml",
+    output:
+        card=PATHS.model,
+    log:
+        "logs/models/{model}.log",
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        version=study.VERSIONS["model"],
+        folder=subpath(output.card, parent=True),
+    shell:
+        "python -m lkv model --spec {input.spec} --out {params.folder} --log {log}"

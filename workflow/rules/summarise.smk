@@ -1,0 +1,96 @@
+# The study's tidy CSVs, its config as it was used, and where everything came from.
+
+
+rule summarise:
+    input:
+        samples=expand(
+            PATHS.samples,
+            model=config["models"],
+            task=config["ruler"]["tasks"],
+            length=config["ruler"]["lengths"],
+        ),
+    output:
+        accuracy=PATHS.accuracy,
+        paired=PATHS.paired,
+    log:
+        f"logs/{STUDY}/summarise.log",
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        version=study.VERSIONS["summarise"],
+        seed=config["seed"],
+    shell:
+        "python -m lkv summarise --samples {input.samples} --out {output.accuracy} --paired {output.paired}"
+        " --seed {params.seed} --log {log}"
+
+
+rule gather_training:
+    input:
+        parts=expand(PATHS.training_part, model=config["models"]),
+    output:
+        csv=PATHS.training,
+    log:
+        f"logs/{STUDY}/gather_training.log",
+    conda:
+        "../envs/lkv.yaml"
+    shell:
+        "python -m lkv gather --kind training --parts {input.parts} --out {output.csv} --log {log}"
+
+
+rule gather_latency:
+    input:
+        parts=expand(PATHS.latency_part, model=config["models"]),
+    output:
+        csv=PATHS.latency,
+    log:
+        f"logs/{STUDY}/gather_latency.log",
+    conda:
+        "../envs/lkv.yaml"
+    shell:
+        "python -m lkv gather --kind latency --parts {input.parts} --out {output.csv} --log {log}"
+
+
+# The one rule without a verb: the config with defaults and --config values, as a file that --configfile takes.
+rule study_config:
+    output:
+        config=PATHS.config,
+    log:
+        f"logs/{STUDY}/study_config.log",
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+    shell:
+        "printf %s {params.config:q} > {output.config} 2> {log}"
+
+
+# After the evaluation, whose end it states. It looks at the device, so it takes its turn on it.
+rule provenance:
+    input:
+        config=PATHS.config,
+        accuracy=PATHS.accuracy,
+        models=expand(PATHS.model, model=config["models"]),
+        data=expand(
+            [PATHS.train_data, PATHS.ruler],
+            model=config["models"],
+            task=config["ruler"]["tasks"],
+            length=config["ruler"]["lengths"],
+        ),
+        adapters=expand(PATHS.adapter, model=config["models"]),
+    output:
+        json=PATHS.provenance,
+    log:
+        f"logs/{STUDY}/provenance.log",
+    conda:
+        "../envs/lkv.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+    params:
+        version=study.VERSIONS["summarise"],
+        models=lambda wildcards, input: study.folders(input.models),
+        adapters=lambda wildcards, input: study.folders(input.adapters),
+        run=study.flags(config, "device", "dtype"),
+    shell:
+        "python -m lkv provenance --config {input.config} --models {params.models} --data {input.data}"
+        " --adapters {params.adapters} --out {output.json} {params.run} --log {log}"
