@@ -15,7 +15,7 @@ PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 endif
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --use-pep517 -c constraints.txt
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
 .PHONY: demo test lint smoke dag unlock clean help

@@ -189,13 +189,10 @@ def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
 
     schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
     filled = _with_defaults(value, schema)
-    # An unknown key comes first: it is often a required one misspelt, and says so.
+    # In one place an unknown key comes before a missing one (the schemas' order): often it is that, misspelt.
     errors = sorted(
         Draft202012Validator(schema).iter_errors(filled),
-        key=lambda error: (
-            error.validator != "additionalProperties",
-            [str(part) for part in error.absolute_path],
-        ),
+        key=lambda error: [str(part) for part in error.absolute_path],
     )
     if errors:
         raise _explained(errors[0], source)

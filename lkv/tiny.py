@@ -34,7 +34,7 @@ def tiny_model(
     intermediate: int = 128,
     context: int = 2048,
     vocabulary: int = 256 + len(SPECIALS),
-    sharpness: float = 6.0,
+    sharpness: float = 2.0,
 ) -> PreTrainedModel:
     """A random Llama or Qwen3 in float32; `sharpness` scales q and k, or attention were nearly uniform."""
     if family not in FAMILIES:
@@ -50,6 +50,7 @@ def tiny_model(
         head_dim=head_dim,
         max_position_embeddings=context,
         tie_word_embeddings=family == "qwen3",
+        initializer_range=0.1,  # at 0.02 the embedding outweighs the layers: the same token for ever
         eos_token_id=257,
         pad_token_id=256,
         bos_token_id=None,

@@ -1,4 +1,4 @@
-"""The whole workflow for real, on a tiny random model: twice, changed, and killed in the middle of an evaluation."""
+"""The whole workflow for real, on a tiny random model: twice, changed, killed while it evaluates."""
 
 from __future__ import annotations
 

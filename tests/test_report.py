@@ -72,12 +72,12 @@ def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% 
     write_summary([root / "samples.csv"], root / "accuracy.csv", root / "paired.csv", seed=1)
 
     timings = []
-    for length in (512, 2048):
+    for length in (512, 4096):
         for method, phases in {"full": {}, **LATENCY}.items():
             where = {"study": "s", "model": model, "weights": "real", "length": length, "method": method}
             where |= {"implementation": "torch", "device": "CPU", "backend": "sdpa", "dtype": "float32"}
             where |= {"budget": 128 if phases else 0, "repeats": 3, "status": "ok"}
-            if (length, method) == (2048, "laq"):
+            if (length, method) == (4096, "laq"):
                 timings.append(where | {"phase": "total", "status": "out of memory"})
                 continue
             overhead = sum(phases.values())
@@ -181,15 +181,16 @@ def test_the_note_names_what_the_figures_rest_on(table):
         "demo; greedy decoding, at most 32 new tokens",
         "95 % bootstrap interval",
         "entries kept per layer and KV head",
-        "trained on tables, 100% invented; 40 steps; KL 2.00 → 0.0500 nats; held-out KL 2.10 → 0.0625 nats",
+        "trained on tables, 100% invented; 40 steps",
+        "training KL, first and last tenth of the steps: 2.00 → 0.0500 nats",
+        "held-out KL, before and after: 2.10 → 0.0625 nats",
         "A & B CPU, attention sdpa, float32; commit 0123456789.",
     ):
         assert fact in note
 
 
 def test_what_is_not_known_is_said(study, tmp_path):
-    for name in ("accuracy.csv",):
-        (tmp_path / name).write_bytes((study / name).read_bytes())
+    (tmp_path / "accuracy.csv").write_bytes((study / "accuracy.csv").read_bytes())
     write_table(tmp_path, tmp_path / "t")
     note = read(tmp_path / "t", "md")
     assert "device, back end and dtype unknown (no provenance.json); commit unknown" in note
@@ -209,7 +210,7 @@ def test_names_with_markup_are_shown_as_they_are(tmp_path):
     assert (tmp_path / "t.pdf").read_bytes().startswith(b"%PDF")
     text = read(tmp_path / "t", "md")
     assert len(markdown_cells(text)) == 7
-    assert re.sub(r"\\([^\w\s])", r"\1", text).count(ODD) == 2
+    assert re.sub(r"\\([^A-Za-z0-9\s])", r"\1", text).count(ODD) == 2
     tex = re.sub(r"\\[\\&%$#_{}]", "", read(tmp_path / "t", "tex").split("\n", 1)[1])
     assert not set("%#~") & set(tex)
     assert tex.count("{") == tex.count("}")
@@ -269,8 +270,8 @@ def test_latency_bars_are_the_phases_and_failures_are_said(study):
     whole, cut = figure.axes
     assert whole.get_title(loc="left") == "tiny, C = 128"
     widths = np.array([bar.get_width() for bar in whole.patches])
-    drawn = [max(0, ms) for length in (512, 2048) for method, phases in LATENCY.items()
-             if (length, method) != (2048, "laq") for ms in phases.values()]  # fmt: skip
+    drawn = [max(0, ms) for length in (512, 4096) for method, phases in LATENCY.items()
+             if (length, method) != (4096, "laq") for ms in phases.values()]  # fmt: skip
     assert np.sort(widths[widths > 0]) == pytest.approx(np.sort([ms for ms in drawn if ms > 0]))
     assert "not measured: out of memory" in texts(whole)
     assert "512 tokens, plain prefill 500 ms" in texts(whole)
@@ -289,7 +290,7 @@ def test_a_study_of_the_full_cache_alone_has_no_overhead_to_plot(study, tmp_path
 
 
 def test_pareto_says_where_the_overhead_was_measured(study):
-    # Scores are at 1,024 tokens; 512 and 2,048 are equally near, so the first is taken; LAQ has 512 alone.
+    # Scores are at 1,024 tokens, timings at 512 and 4,096.
     [axis] = pareto(study).axes
     assert "measured at 512 tokens, C = 128" in axis.get_xlabel()
     assert "logarithmic above" in axis.get_xlabel()  # 0.1 % to 141 %
@@ -333,11 +334,9 @@ def test_no_plot_depends_on_mathtext_or_on_installed_fonts():
 
 
 def test_reports_are_light_to_import():
-    heavy = "{'torch', 'pandas', 'matplotlib', 'typst', 'jinja2'}"
-    modules = "lkv.report.table, lkv.report.plots, lkv.summarise"
-    code = f"import sys, {modules}; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    code = "import sys, lkv.report.table, lkv.report.plots, lkv.summarise; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "pandas", "matplotlib", "typst", "jinja2"} & set(done.stdout.split())
 
 
 def test_the_results_readme_explains_every_column():

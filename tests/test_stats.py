@@ -166,7 +166,7 @@ TEN = samples(
     ("a", "noise", 0, "snapkv", 64, 0.0),
     ("a", "noise", 0, "lookaheadkv", 64, 100.0),
     ("a", "noise", 0, "full", 0, 100.0),
-    ("a", "noise", 1, "snapkv", 64, float("nan"), "out of memory"),
+    ("a", "noise", 1, "snapkv", 64, 90.0, "out of memory"),
     ("a", "noise", 1, "lookaheadkv", 64, 0.0),
     ("a", "noise", 1, "full", 0, 50.0),
     ("b", "pydoc", 0, "snapkv", 64, 20.0),

@@ -104,6 +104,10 @@ def test_every_rule_calls_a_verb_that_the_command_line_has(tiny_plan: str) -> No
         assert parsed.log, call
 
 
+def test_a_given_config_replaces_the_demo_whole(tiny_plan: str) -> None:
+    assert "--mixture dictionary=1 log=1 --seed" in block(tiny_plan, "data_train")
+
+
 def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line(clean: Path) -> None:
     run = snakemake(clean, "-np", *ALWAYS, "--config", "seed=7", "study=mine")
     assert planned(run.stdout)["evaluate"] == 4
@@ -191,6 +195,10 @@ def _put(dotted: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config.update({new: config.pop(old)})
+
+
 def _drop(key: str) -> Callable[[dict[str, Any]], None]:
     return lambda config: config.pop(key)
 
@@ -199,6 +207,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
     ("change", "said"),
     [
         (_put("train.lr", 1), "key in x.yaml, train: 'lr'; known: arm, samples,"),
+        (_rename("budgets", "budget"), "key in x.yaml: 'budget' (did you mean 'budgets'?); known: study"),
         (_drop("budgets"), "x.yaml: the key 'budgets' is missing; it holds: a list of different integers"),
         (_put("budgets", [64, 0]), "x.yaml, budgets[1]: 0 is not allowed; allowed: an integer of 1 or more"),
         (_put("budgets", [64, 64]), "x.yaml, budgets: [64, 64] is not allowed; allowed: a list of different"),

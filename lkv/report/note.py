@@ -105,8 +105,8 @@ def _training(facts: Mapping[str, Any]) -> str:
     if facts.get("steps") is not None:
         text += f"; {facts['steps']:,} steps"
     for what, before, after in (
-        ("KL", "kl_first", "kl_last"),
-        ("held-out KL", "held_out_kl_before", "held_out_kl_after"),
+        ("training KL, first and last tenth of the steps:", "kl_first", "kl_last"),
+        ("held-out KL, before and after:", "held_out_kl_before", "held_out_kl_after"),
     ):
         if facts.get(before) is not None and facts.get(after) is not None:
             text += f"; {what} {facts[before]:#.3g} → {facts[after]:#.3g} nats"

@@ -196,7 +196,7 @@ def typst_string(text: str) -> str:
 
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, also inside a table cell."""
-    return "".join("\\" + char if char in "\\`*_{}[]<>|#~$" else char for char in " ".join(text.split()))
+    return "".join("\\" + char if char in "\\`*_{}[]<>|#~$&" else char for char in " ".join(text.split()))
 
 
 def latex_text(text: str) -> str:

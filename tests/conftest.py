@@ -1,0 +1,28 @@
+"""Tiny random models, made in memory: float32, CPU, no downloads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lkv.attention import SDPA
+from lkv.tiny import tiny_model
+
+
+@pytest.fixture(params=["llama", "qwen3"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A three-layer Llama or Qwen3 (q/k norms, tied embeddings) with grouped queries."""
+    return observed(request.param)
+
+
+def observed(family: str, seed: int = 1) -> PreTrainedModel:
+    made = tiny_model(family, seed=seed, layers=3, heads=8, kv_heads=2)
+    made.requires_grad_(False)
+    made.set_attn_implementation(SDPA)
+    return made
+
+
+@pytest.fixture
+def prompt() -> torch.Tensor:
+    return torch.randint(0, 256, (1, 150), generator=torch.Generator().manual_seed(5))
