@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lkv.errors import UserError, one_of
 from lkv.registry import FULL, METHODS
-from lkv.study import model_spec
+from lkv.study import read_spec
 
 if TYPE_CHECKING:
     from lkv.interface import Method
@@ -28,7 +28,7 @@ def model(args: Arguments) -> None:
     """bring a model to a local folder, once"""
     from lkv.models import obtain
 
-    spec = model_spec(args.spec.stem, args.spec.resolve().parents[2])
+    spec = read_spec(args.spec)
     obtain(spec, args.out)
     log.info("model %s from %s in %s", spec["name"], spec["source"]["kind"], args.out)
 

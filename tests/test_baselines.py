@@ -111,7 +111,9 @@ def test_random_depends_on_the_sample_and_the_head_but_not_on_the_run(model, pro
 
 
 def test_unknown_methods_and_missing_adapters_say_what_to_do():
-    with pytest.raises(UserError, match=r"unknown method 'snapKV' \(did you mean 'snapkv'\?\); known: random"):
+    with pytest.raises(
+        UserError, match=r"unknown method 'snapKV' \(did you mean 'snapkv'\?\); known: random"
+    ):
         registry.get("snapKV")
     with pytest.raises(UserError, match="give --adapter DIR"):
         registry.get("lookaheadkv")

@@ -153,8 +153,7 @@ def test_several_tokens_at_once_after_eviction_equal_one_by_one(model, prompt):
             layer.keep(index)
         assert cache.get_seq_length() == prompt.shape[1]
         outs = [
-            model(after[:, i : i + 6 // steps], past_key_values=cache).logits
-            for i in range(0, 6, 6 // steps)
+            model(after[:, i : i + 6 // steps], past_key_values=cache).logits for i in range(0, 6, 6 // steps)
         ]
         logits.append(torch.cat(outs, 1))
     assert (logits[0] - logits[1]).abs().max() <= 2e-5

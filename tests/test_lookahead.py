@@ -152,9 +152,7 @@ def test_saved_and_loaded_is_the_same_to_the_bit(model, prompt, tmp_path):
     adapter.save_pretrained(tmp_path, arm="test")
     again = LookaheadKV.from_pretrained(tmp_path, model)
     plain, _ = prefill(model, prompt)
-    for mine, theirs in zip(
-        look(plain, adapter.tail(model)), look(plain, again.tail(model)), strict=True
-    ):
+    for mine, theirs in zip(look(plain, adapter.tail(model)), look(plain, again.tail(model)), strict=True):
         assert torch.equal(mine, theirs)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     again.save_pretrained(tmp_path, arm="test")

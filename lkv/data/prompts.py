@@ -178,7 +178,10 @@ def sized(
         if len(body) >= length:
             break
     if not inside:
-        raise UserError(f"{length} tokens hold no whole record; give training lengths of 128 or more")
+        raise UserError(
+            f"{length} tokens hold no whole record between question and template with this tokenizer; "
+            "give longer training lengths, or leave this kind out of the mixture"
+        )
     asked = rng.sample(inside, k=min(len(inside), rng.choices((1, 2, 3), (6, 3, 1))[0]))
     end = encode("\n" + sketch.ask(asked) + after)
     ids = start + body[: length - len(start) - len(end)] + end

@@ -1,0 +1,248 @@
+"""Promises of the training prompts: exact lengths, one seed one prompt, and nothing of what is tested."""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lkv.data.documents import documents, haystack, long_paragraphs, normalised, side
+from lkv.data.prompts import KINDS, LOOK_UPS, Sketch, build, sized
+from lkv.errors import UserError
+from lkv.tiny import CHAT, SPECIALS, tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+DEFAULT: dict[str, float] = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))["train"][
+    "mixture"
+]
+SEEDS = range(12)
+
+# What each question is about, as it is worded; one to three names.
+QUESTIONS = {
+    "table": r"(?:Which \w+ does the table give for|Read off the \w+ of) (.+?)[.?]",
+    "json_records": r'Give the value of "\w+" where sku is (.+)\.',
+    "dictionary": r"Look up (.+) and answer with what it maps to\.",
+    "definitions": r"# What does (.+) evaluate to\?",
+    "log": r"Report the result logged for (.+)\.",
+    "repeat": r'the sentence that begins with "(.+)"\.',
+    "hidden": r"What does (.+) keep in the drawer\?",
+}
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerBase:
+    """Byte-level BPE trained on Python's reference: most words are a token, as in a real vocabulary."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([topic.text for topic in documents("topics")], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=SPECIALS[0], eos_token=SPECIALS[1])
+    fast.chat_template = CHAT
+    return fast
+
+
+@pytest.fixture(scope="module")
+def bytewise() -> PreTrainedTokenizerBase:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def mixed(words: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """A default mixture, large enough to go through many documents."""
+    return list(build(words, 200, [256, 384, 512], DEFAULT, seed=5))
+
+
+def parts(tokenizer: PreTrainedTokenizerBase, prompt: dict[str, Any]) -> tuple[str, str]:
+    """The user's text less its question, and the question: the last place that has its kind's form."""
+    text = tokenizer.decode(prompt["ids"])
+    assert text.startswith("<|user|>")
+    assert text.endswith("<|end|><|assistant|>")
+    *_, question = re.finditer(QUESTIONS[prompt["kind"]], text)
+    return text[: question.start()], question[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_fills_its_length_exactly_with_words(kind: str, words: PreTrainedTokenizerBase) -> None:
+    for seed in SEEDS:
+        prompts = list(build(words, 3, [192, 256, 512], {kind: 1}, seed))
+        assert [(p["kind"], p["length"], len(p["ids"])) for p in prompts] == [
+            (kind, length, length) for length in (192, 256, 512)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [(kind, [512, 1024]) for kind in KINDS]
+    + [(kind, [256]) for kind in ("dictionary", "definitions", "log", "summary", "code")],
+)
+def test_every_kind_fills_its_length_exactly_with_bytes(
+    kind: str, lengths: list[int], bytewise: PreTrainedTokenizerBase
+) -> None:
+    for seed in SEEDS:
+        prompts = list(build(bytewise, len(lengths), lengths, {kind: 1}, seed))
+        assert [len(p["ids"]) for p in prompts] == lengths
+
+
+def test_long_sentences_do_not_stop_the_builder(words: PreTrainedTokenizerBase) -> None:
+    """Python's reference has `sentences` of a thousand tokens: grammars and tables without a full stop."""
+    assert len(list(build(words, 400, [256], {"repeat": 1}, seed=0))) == 400
+
+
+def test_prompts_are_chat_turns_that_decode_to_their_text(words: PreTrainedTokenizerBase) -> None:
+    [prompt] = build(words, 1, [256], {"log": 1}, seed=0)
+    text = words.decode(prompt["ids"])
+    assert re.match(r"<\|user\|>server\.log\n\d\d:\d\d:\d\d \w+ request=r[0-9a-f]{5} result=", text)
+    assert re.search(r"\nReport the result logged for r[^\n]+\.<\|end\|><\|assistant\|>$", text)
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_what_is_asked_about_is_in_the_body(kind: str, words: PreTrainedTokenizerBase) -> None:
+    assert set(LOOK_UPS) < set(QUESTIONS)
+    several = 0
+    for prompt in build(words, 60, [192, 256, 512], {kind: 1}, seed=1):
+        body, asked = parts(words, prompt)
+        names = [asked] if kind == "repeat" else re.split(r", | and ", asked)
+        assert len(names) == len(set(names))
+        several += len(names) > 1
+        for name in names:
+            assert name.removesuffix("()") in body, (name, body)
+    assert several or kind in ("repeat", "hidden")
+
+
+def test_a_look_ups_answer_is_in_the_body_too(words: PreTrainedTokenizerBase) -> None:
+    """Not only the key: the record of what is asked is whole, in the one kind where a line is a record."""
+    for prompt in build(words, 60, [192, 256, 512], {"log": 1}, seed=2):
+        body, asked = parts(words, prompt)
+        for name in re.split(r", | and ", asked):
+            [answer] = re.findall(rf"request={name} result=(\S+)\n", body)
+            assert answer
+
+
+def test_one_seed_gives_the_same_prompts_and_another_others(words: PreTrainedTokenizerBase) -> None:
+    first, again, other = (list(build(words, 16, [192, 256], DEFAULT, seed)) for seed in (3, 3, 4))
+    assert first == again
+    assert [p["id"] for p in first] == list(range(16))
+    assert all(a["ids"] != b["ids"] for a, b in zip(first, other, strict=True))
+    assert len({tuple(p["ids"]) for p in first}) == 16
+
+
+def test_a_prompt_does_not_depend_on_how_many_are_built(words: PreTrainedTokenizerBase) -> None:
+    many = list(build(words, 16, [192, 256], DEFAULT, seed=3))
+    assert list(build(words, 5, [192, 256], DEFAULT, seed=3)) == many[:5]
+    assert list(islice(build(words, 1000, [192, 256], DEFAULT, seed=3), 9)) == many[:9]
+
+
+def test_the_mixtures_weights_are_the_kinds_shares(words: PreTrainedTokenizerBase) -> None:
+    kinds = [p["kind"] for p in build(words, 150, [192], {"log": 2, "dictionary": 1, "table": 0}, seed=0)]
+    assert "table" not in kinds
+    assert 1.4 < kinds.count("log") / kinds.count("dictionary") < 2.9
+
+
+def test_no_training_document_is_on_the_test_side(mixed: list[dict[str, Any]]) -> None:
+    every = documents("topics") + documents("code")
+    tested = {document.sha256 for document in every if side(document) == "test"}
+    used = {digest for prompt in mixed for digest in prompt["documents"]}
+    assert len(tested) > 20
+    assert len(used) > 40
+    assert used <= {document.sha256 for document in every} - tested
+
+
+def test_prompts_of_documents_say_which(mixed: list[dict[str, Any]], words: PreTrainedTokenizerBase) -> None:
+    texts = {d.sha256: normalised(d.text) for d in documents("topics") + documents("code")}
+    for prompt in mixed:
+        reads = prompt["kind"] in ("summary", "code", "repeat")
+        assert bool(prompt["documents"]) == reads
+        if reads:
+            text = " ".join(texts[digest] for digest in prompt["documents"])
+            pieces = [normalised(words.decode(prompt["ids"][start:][:8])) for start in (40, 70, 100, 130)]
+            assert any(piece in text for piece in pieces), pieces
+
+
+def test_no_long_paragraph_of_the_tested_haystack_is_in_a_training_prompt(
+    mixed: list[dict[str, Any]], words: PreTrainedTokenizerBase
+) -> None:
+    tested = long_paragraphs(haystack("pydoc")[1])
+    assert len(tested) > 100
+    trained = [normalised(words.decode(prompt["ids"])) for prompt in mixed]
+    assert not [part for part in tested if any(part in text for text in trained)]
+
+
+def test_the_default_mixture_has_none_of_rulers_needles(
+    mixed: list[dict[str, Any]], words: PreTrainedTokenizerBase
+) -> None:
+    assert "hidden" in KINDS
+    assert "hidden" not in DEFAULT
+    assert "hidden" not in LOOK_UPS
+    assert set(DEFAULT) <= set(KINDS)
+    for prompt in mixed:
+        text = words.decode(prompt["ids"]).lower()
+        for needle in ("special magic", "one of the special", "memorize", "in the drawer"):
+            assert needle not in text
+
+
+def test_look_ups_are_records_alone_without_filler(words: PreTrainedTokenizerBase) -> None:
+    for kind in LOOK_UPS:
+        for prompt in build(words, 6, [256, 512], {kind: 1}, seed=0):
+            body, _ = parts(words, prompt)
+            lines = [line for line in body.removeprefix("<|user|>").split("\n")[2:-2] if line.strip()]
+            assert len(lines) >= 3
+            assert all(re.search(r"[|,;\t:=>]|return|def ", line) for line in lines), lines
+            assert prompt["documents"] == []
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({"tabel": 1.0}, r"unknown kind of training prompt 'tabel' \(did you mean 'table'\?\); known: table, "),
+        ({}, r"the mixture \{\} has no positive weight"),
+        ({"table": 0.0}, r"the mixture \{'table': 0\.0\} has no positive weight; .* at least one kind=weight"),
+        ({"table": 2.0, "log": -1.0}, r"the mixture .*'log': -1\.0.* has no positive weight"),
+        ({"table": float("nan")}, "nan"),
+        ({"table": float("inf")}, "inf"),
+    ],
+)
+def test_bad_mixtures_are_refused_with_what_is_allowed(
+    mixture: dict[str, float], message: str, words: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(UserError, match=message):
+        next(build(words, 1, [256], mixture, seed=0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_that_hold_nothing_are_refused(kind: str, words: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="24 tokens hold no whole record"):
+        next(build(words, 1, [24], {kind: 1}, seed=0))
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
+    plain = tiny_tokenizer()
+    plain.chat_template = None
+    with pytest.raises(UserError, match="no chat template; use an instruct model"):
+        next(build(plain, 1, [512], {"log": 1}, seed=0))
+
+
+@pytest.mark.parametrize("length", range(60, 130, 7))
+def test_a_long_question_leaves_what_it_asks_about_in_the_prompt(
+    length: int, bytewise: PreTrainedTokenizerBase
+) -> None:
+    """Some questions are much longer than others: the body must be cut for the one that is asked."""
+    items = [(f"<{i}>\n", (f"<{i}>", "?" * (1 + 40 * (i % 3 == 2)))) for i in range(10, 60)]
+    for seed in range(30):
+        sketch = Sketch("", iter(items), lambda asked: "".join(name + tail for name, tail in asked))
+        ids, _ = sized(bytewise, sketch, length, Random(seed))
+        assert len(ids) == length
+        text = bytewise.decode(ids)
+        body, question = text[: text.rindex("\n")], text[text.rindex("\n") :]
+        for name in re.findall(r"<\d+>", question):
+            assert f"{name}\n" in body + "\n"
