@@ -195,7 +195,10 @@ def _load(args: Arguments) -> Loaded:
     from lkv.models import load
 
     loaded = load(args.model, device.pick(args.device), args.dtype)
-    log.info("%s on %s, %s, attention %s", loaded.name, loaded.model.device, loaded.dtype, loaded.backend)
+    facts = f"{loaded.name} on {loaded.model.device}, {loaded.dtype}, attention {loaded.backend}"
+    log.info(facts)
+    if args.verb != "generate":  # whose standard output is the answer alone
+        print(facts)
     return loaded
 
 

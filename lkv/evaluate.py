@@ -53,17 +53,19 @@ def evaluate(
         loaded.dtype,
         loaded.backend,
         loaded.model.device.type,
+        sorted(loaded.stop),
         labels["protocol"],
         seed,
     ]
     task = f"{records[0]['task']}@{records[0]['length']}"
     for record in tqdm(records, desc=f"evaluate {task}", unit="sample"):
-        cells = _cells(record, methods, budgets, facts)
+        ids = chat_ids(loaded.tokenizer, record["input"], record["answer_prefix"])
+        cells = _cells(record, ids, methods, budgets, facts)
         missing = {cell: key for cell, key in cells.items() if key not in journal.cells}
         if missing:
             full = journal.cells.get(cells[FULL, 0])
             wanted = [method for method in methods if any((method.name, b) in missing for b in budgets)]
-            found = _run(loaded, record, wanted, budgets, missing, seed, full)
+            found = _run(loaded, record, ids, wanted, budgets, missing, seed, full)
             journal.append([{"key": missing[cell], **found[cell]} for cell in missing])
         rows += [_row(loaded.name, record, labels, journal.cells[key]) for key in cells.values()]
     write_csv(out, rows, SAMPLE_COLUMNS)
@@ -71,12 +73,14 @@ def evaluate(
 
 
 def _cells(
-    record: dict[str, Any], methods: Sequence[Method], budgets: Sequence[int], facts: list[Any]
+    record: dict[str, Any],
+    ids: list[int],
+    methods: Sequence[Method],
+    budgets: Sequence[int],
+    facts: list[Any],
 ) -> dict[tuple[str, int], str]:
     """(method, budget) → journal key, which changes with anything that may change the result."""
-    content = [
-        record[name] for name in ("task", "sample", "input", "answer_prefix", "outputs", "max_new_tokens")
-    ]
+    content = [ids, *(record[name] for name in ("task", "sample", "outputs", "metric", "max_new_tokens"))]
     cells = {(FULL, 0): fingerprint(*facts, *content, FULL)}
     for method in methods:
         what = [method.name, method.version, method.identity, asdict(method.recipe)]
@@ -89,6 +93,7 @@ def _cells(
 def _run(
     loaded: Loaded,
     record: dict[str, Any],
+    ids: list[int],
     methods: Sequence[Method],
     budgets: Sequence[int],
     missing: dict[tuple[str, int], str],
@@ -97,7 +102,6 @@ def _run(
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """The missing cells of one sample: one prefill, each method's look, one batch of decodes."""
     model, new_tokens = loaded.model, record["max_new_tokens"]
-    ids = chat_ids(loaded.tokenizer, record["input"], record["answer_prefix"])
     watched: dict[PromptRows, None] = dict.fromkeys(row for method in methods for row in method.rows)
     prefilled, _ = prefill(
         model,

@@ -155,13 +155,13 @@ class LookaheadKV(nn.Module):
         """Greedy answer from a cache of `budget` entries a layer and KV head; input_ids int64 [1, N]."""
         from lkv.generate import generate
 
-        return generate(model, input_ids, self.method(), budget, max_new_tokens)
+        return generate(model, input_ids, self.fit(model).method(), budget, max_new_tokens)
 
     def evicting(self, model: PreTrainedModel, budget: int) -> AbstractContextManager[None]:
         """Inside, the model's own `generate()` keeps `budget` entries of each prompt."""
         from lkv.generate import evicting
 
-        return evicting(model, self.method(), budget)
+        return evicting(model, self.fit(model).method(), budget)
 
     def save_pretrained(self, folder: str | Path, **provenance: Any) -> None:
         """Writes the folder; `provenance` (training data, steps, KL …) goes into lookahead.json."""
@@ -219,11 +219,16 @@ class LookaheadKV(nn.Module):
             adapter.lora_a[i].data.copy_(a[path])
             adapter.lora_b[i].data.copy_(b[path])
         adapter.card = card
-        if model is not None:
-            adapter.check_fits(model)
-            # Serving computes in the model's precision; training keeps float32 (see lkv.train).
-            adapter.to(device=model.device, dtype=model.dtype)
-        return adapter.requires_grad_(False)
+        adapter.requires_grad_(False)
+        return adapter if model is None else adapter.fit(model)
+
+    def fit(self, model: PreTrainedModel) -> LookaheadKV:
+        """Checks that the model is the adapter's own, and moves the adapter to its device and precision.
+
+        Serving computes in the model's precision; training keeps the adapter in float32.
+        """
+        self.check_fits(model)
+        return self.to(device=model.device, dtype=model.dtype)
 
     def check_fits(self, model: PreTrainedModel) -> None:
         """Raises UserError unless the adapter was trained for this very model."""

@@ -1,0 +1,78 @@
+"""What the documents tell a reader to type works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import observed
+
+from lkv import cli, registry
+from lkv.generate import generate
+from lkv.lookahead import LookaheadKV
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "baselines/README.md").read_text(encoding="utf-8")
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch, prompt):
+    model = observed("llama")
+    adapter = tmp_path / "results/demo/adapters/smollm2-135m-instruct/main"
+    LookaheadKV.create(model).save_pretrained(adapter)
+    monkeypatch.chdir(tmp_path)
+    [example] = [b for b in blocks(README, "python") if "LookaheadKV" in b]
+    names = {"model": model, "input_ids": prompt}
+    exec(example, names)
+    assert names["answer"].kept == 128
+    assert names["output"].shape[1] > prompt.shape[1]
+
+
+def test_every_lkv_command_in_the_documents_parses():
+    seen = []
+    for text in (README, (ROOT / "config/README.md").read_text(encoding="utf-8")):
+        for block in blocks(text, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("lkv "):
+                    cli.parser().parse_args(shlex.split(line, comments=True)[1:])
+                    seen.append(line)
+    assert seen
+
+
+def test_files_that_the_readme_names_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    listed = re.findall(r"\b((?:lkv|baselines|workflow|config)/[\w/.]*)", README)
+    assert len(links) >= 5
+    assert len(listed) >= 15
+    for name in {*links, *listed} - {"config/mine.yaml"}:
+        assert (ROOT / name).exists(), name
+
+
+def test_a_method_added_as_the_guide_says_works(monkeypatch, tmp_path, prompt):
+    [code] = blocks(GUIDE, "python")
+    [(name, place)] = re.findall(r'`"(\w+)": "(baselines\.\w+:METHOD)",`', GUIDE)
+    (tmp_path / f"{name}_module.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.METHODS, name, place.replace("baselines.", "").replace(":", "_module:"))
+    try:
+        done = generate(observed("llama"), prompt, registry.get(name), budget=40, max_new_tokens=4)
+    finally:
+        sys.modules.pop(f"{name}_module", None)
+    assert done.kept == 40
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_an_adapter_loaded_without_a_model_follows_the_model(family, tmp_path, prompt):
+    model = observed(family).to(torch.bfloat16)
+    LookaheadKV.create(model).save_pretrained(tmp_path)
+    lookahead = LookaheadKV.from_pretrained(tmp_path)
+    assert lookahead.generate(model, prompt, budget=64, max_new_tokens=3).kept == 64
+    assert lookahead.tokens.dtype == torch.bfloat16
