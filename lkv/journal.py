@@ -57,7 +57,7 @@ class Journal:
 
 def _whole_groups(content: bytes) -> tuple[list[dict[str, Any]], int]:
     """(cells of complete groups in order, number of lines dropped)."""
-    lines = content.splitlines()
+    *lines, unfinished = content.split(b"\n")  # without its newline a line is torn, whatever it holds
     whole: list[dict[str, Any]] = []
     group: list[dict[str, Any]] = []
     for line in lines:
@@ -71,4 +71,4 @@ def _whole_groups(content: bytes) -> tuple[list[dict[str, Any]], int]:
         if group and len(group) == size:
             whole += group
             group = []
-    return whole, len(lines) - len(whole)
+    return whole, len(lines) + bool(unfinished) - len(whole)

@@ -75,6 +75,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIALS)  # 256 to 259, in this order: the models' configs name them so
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=SPECIALS[0], eos_token=SPECIALS[1])
     fast.add_special_tokens({"additional_special_tokens": SPECIALS[2:]})
     fast.chat_template = CHAT
