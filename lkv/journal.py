@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lkv.errors import UserError
+from lkv.records import write_jsonl
 
 
 class Journal:
@@ -28,11 +29,7 @@ class Journal:
         if torn:
             self.notice = f"{self.path.name}: dropped {torn} torn line(s) of an interrupted run"
             # What follows a torn line would be glued to it, so the file is cut back to whole groups.
-            temporary = self.path.with_suffix(".rewrite")
-            temporary.write_text(
-                "".join(json.dumps(cell, ensure_ascii=False) + "\n" for cell in whole), "utf-8"
-            )
-            temporary.replace(self.path)
+            write_jsonl(self.path, whole)
         for cell in whole:
             self.cells[cell["key"]] = cell
 
