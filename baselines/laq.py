@@ -11,7 +11,7 @@ in LAQ's code hides late prompt keys from early draft queries; here every draft 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from baselines import snapkv
 from lkv.engine import Prefilled, decode, evict
 from lkv.interface import Method, PromptRows, Recipe, Recorded
+from lkv.records import fingerprint
 
 DRAFT_TOKENS = 32
 LAST_32, LAST_8 = PromptRows(last=32), PromptRows(last=8)
@@ -34,10 +35,17 @@ def observers(
     valid = (torch.arange(draft.queries[0].shape[2]) < written[:, None]).to(prefilled.ids.device)
     batch = len(prefilled.first)
     spans = [slice(i * batch, (i + 1) * batch) for i in range(len(budgets))]
-    return [Recorded([q[span] for q in draft.queries], valid[span], beside) for span in spans]
+    return [Recorded([q[span] for q in draft.queries], valid[span], beside=beside) for span in spans]
 
 
-METHOD = Method("laq", Recipe(), observers, reads=(LAST_32,))
+METHOD = Method(
+    "laq",
+    Recipe(),
+    observers,
+    reads=(LAST_32,),
+    identity=fingerprint(asdict(snapkv.METHOD.recipe), snapkv.METHOD.version, DRAFT_TOKENS),
+    least_budget=snapkv.METHOD.smallest_budget,  # of the cache that the draft is decoded on
+)
 PLUS_PLUS = replace(
     METHOD,
     name="laqpp",

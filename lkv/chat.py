@@ -16,6 +16,12 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, user: str, answer_prefix: str =
     Thinking is off where the template knows it (Qwen3): with 32 to 128 new tokens a thinking model would
     not reach its answer.
     """
+    # The template writes its own BOS; adding special tokens again would double it.
+    return tokenizer(chat_text(tokenizer, user) + answer_prefix, add_special_tokens=False).input_ids
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
+    """One user turn and the assistant header as the tokenizer's own template writes them."""
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
@@ -28,5 +34,4 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, user: str, answer_prefix: str =
         enable_thinking=False,
     )
     assert isinstance(text, str)
-    # The template writes its own BOS; adding special tokens again would double it.
-    return tokenizer(text + answer_prefix, add_special_tokens=False).input_ids
+    return text

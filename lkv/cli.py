@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import math
 import os
 import sys
 import warnings
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lkv.errors import UserError, one_of
 from lkv.registry import FULL, METHODS
-from lkv.study import read_spec
+from lkv.study import VERSIONS, read_spec
 
 if TYPE_CHECKING:
     from lkv.interface import Method
@@ -51,12 +52,11 @@ def data_train(args: Arguments) -> None:
 
 def data_ruler(args: Arguments) -> None:
     """one RULER task at one length, frozen with its hash"""
-    from transformers import AutoTokenizer
-
     from lkv.bench import ruler
     from lkv.data.frozen import freeze
+    from lkv.models import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model, local_files_only=True)
+    tokenizer = load_tokenizer(args.model)
     records = ruler.build(
         args.task,
         args.length,
@@ -75,25 +75,33 @@ def data_ruler(args: Arguments) -> None:
 def train(args: Arguments) -> None:
     """train the lookahead tokens and their LoRA"""
     from lkv.data.frozen import load
-    from lkv.records import sha256_file
+    from lkv.device import describe
+    from lkv.provenance import commit, package_versions
+    from lkv.records import require, sha256_file
     from lkv.train import Schedule, train
 
     loaded = _load(args)
-    prompts = list(load(args.data))
+    needed = ("id", "kind", "length", "ids", "response")
+    prompts = [require(prompt, needed, args.data, "lkv data train") for prompt in load(args.data)]
     schedule = Schedule(
         args.steps, args.batch, args.learning_rate, args.warmup_steps, args.held_out, args.seed
     )
     kinds = sorted({prompt["kind"] for prompt in prompts})
     lengths = sorted({prompt["length"] for prompt in prompts})
     provenance = {
-        "trained_on": f"{len(prompts)} self-answered offline prompts ({', '.join(kinds)}) of "
+        "trained_on": f"{len(prompts) - args.held_out} self-answered offline prompts ({', '.join(kinds)}) of "
         f"{lengths[0]} to {lengths[-1]} tokens",
         "data_sha256": sha256_file(args.data),
         "model_fingerprint": loaded.fingerprint,
         "dtype": loaded.dtype,
+        "device": describe(loaded.model.device)[0],
+        "commit": commit(),
+        "packages": package_versions(),
     }
     keep = int(args.keep_gib * 2**30)
-    adapter = train(loaded, prompts, schedule, args.arm, args.out, args.csv, provenance, keep)
+    adapter = train(
+        loaded, prompts, schedule, args.arm, args.out, args.csv, provenance, keep, version=VERSIONS["train"]
+    )
     card = adapter.card
     log.info("held-out KL %s -> %s in %s", card["held_out_kl_before"], card["held_out_kl_after"], args.out)
 
@@ -107,10 +115,19 @@ def evaluate(args: Arguments) -> None:
     methods = [method for method in _methods(args, loaded) if method is not None]
     labels = {"study": args.study, "protocol": args.protocol}
     notice = evaluate(
-        loaded, list(load(args.data)), methods, args.budgets, labels, args.seed, args.journal, args.out
+        loaded,
+        list(load(args.data)),
+        methods,
+        args.budgets,
+        labels,
+        args.seed,
+        args.journal,
+        args.out,
+        VERSIONS["evaluate"],
     )
     if notice:
         log.warning(notice)
+        print(f"lkv: {notice}", file=sys.stderr)
     log.info("%d methods x %d budgets in %s", len(methods), len(args.budgets), args.out)
 
 
@@ -174,9 +191,7 @@ def generate(args: Arguments) -> None:
     from lkv.generate import generate
 
     loaded = _load(args)
-    if not args.prompt_file.is_file():
-        raise UserError(f"no such prompt file: {args.prompt_file}; give a text file in UTF-8")
-    ids = torch.tensor([chat_ids(loaded.tokenizer, args.prompt_file.read_text(encoding="utf-8"))])
+    ids = torch.tensor([chat_ids(loaded.tokenizer, _text(args.prompt_file))])
     args.methods = [args.method]
     [method] = _methods(args, loaded)
     done = generate(loaded.model, ids, method, args.budget, args.max_new_tokens)
@@ -210,6 +225,15 @@ def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
     return [None if name == FULL else get(name, adapter) for name in args.methods]
 
 
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"no such prompt file: {path}; give a text file in UTF-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+
+
 def _weight(item: str) -> tuple[str, float]:
     kind, _, weight = item.partition("=")
     try:
@@ -224,6 +248,22 @@ def _method_name(name: str) -> str:
     return name
 
 
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
@@ -233,7 +273,9 @@ def _positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line; each verb's help ends with an example."""
     top = argparse.ArgumentParser(
-        prog="lkv", description="Train, run and compare LookaheadKV and other KV cache eviction methods."
+        prog="lkv",
+        description="Train, run and compare LookaheadKV and other KV cache eviction methods.",
+        epilog="example: lkv generate --help; in a study every verb is called by snakemake --cores 8 all",
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
@@ -267,7 +309,6 @@ def parser() -> argparse.ArgumentParser:
         )
         made.add_argument("--budgets", nargs="+", type=_positive, required=True, help="entries kept")
         made.add_argument("--study", required=True)
-        made.add_argument("--seed", type=int, default=0)
 
     p = verb(
         model,
@@ -321,10 +362,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--arm", default="main")
     p.add_argument("--steps", type=_positive, required=True)
     p.add_argument("--batch", type=_positive, default=8)
-    p.add_argument("--learning-rate", type=float, default=1e-3)
-    p.add_argument("--warmup-steps", type=int, default=8)
-    p.add_argument("--held-out", type=int, default=8, help="prompts kept for the held-out KL")
-    p.add_argument("--keep-gib", type=float, default=2.0, help="prefilled prompts held between epochs")
+    p.add_argument("--learning-rate", type=_rate, default=1e-3)
+    p.add_argument("--warmup-steps", type=_count, default=8)
+    p.add_argument("--held-out", type=_count, default=8, help="prompts kept for the held-out KL")
+    p.add_argument("--keep-gib", type=_rate, default=2.0, help="prefilled prompts held between epochs")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--csv", type=Path, required=True)
@@ -340,6 +381,7 @@ def parser() -> argparse.ArgumentParser:
     compares(p)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--protocol", required=True, help="the name that every row carries")
+    p.add_argument("--seed", type=int, default=0)
     p.add_argument("--journal", type=Path, required=True, help="finished cells; makes a second run resume")
     p.add_argument("--out", type=Path, required=True)
 
@@ -353,7 +395,7 @@ def parser() -> argparse.ArgumentParser:
     compares(p)
     p.add_argument("--lengths", nargs="+", type=_positive, required=True)
     p.add_argument("--repeats", type=_positive, default=10)
-    p.add_argument("--warmups", type=int, default=2)
+    p.add_argument("--warmups", type=_count, default=2)
     p.add_argument("--out", type=Path, required=True)
 
     p = verb(

@@ -24,7 +24,10 @@ def pick(name: str) -> torch.device:
         raise UserError("device 'cuda' was asked for, but torch sees no GPU; use --device auto or cpu")
     for index in range(torch.cuda.device_count()):
         uuid = torch.cuda.get_device_properties(index).uuid
-        lock = (Path(tempfile.gettempdir()) / f"lkv-gpu-{uuid}.lock").open("w")
+        path = Path(tempfile.gettempdir()) / f"lkv-gpu-{uuid}.lock"
+        if not path.exists():
+            path.touch()
+        lock = path.open()  # read-only: the file may be another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

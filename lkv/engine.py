@@ -6,6 +6,7 @@ Batches hold prompts of one length: nothing here is padded.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from lkv.cache import Row, RowsCache, entries, full_layers, gather, prompt_cache
 from lkv.errors import UserError
 from lkv.interface import Importance, Method, Observers, PromptRows, Ranking, Recorded, Tail
 from lkv.select import select
+
+log = logging.getLogger("lkv")
 
 Clock = Callable[[str], AbstractContextManager[None]]
 
@@ -85,10 +88,11 @@ def prefill(
     require_observable(model)
     length = ids.shape[1]
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and length >= limit:
+    answer = settings.get("answer_tokens", Prefilled.answer_tokens)
+    if limit is not None and length + answer > limit:
         raise UserError(
-            f"the prompt has {length} tokens, {model.config.model_type}'s context is {limit}; "
-            "shorten the prompt or use a model with a longer context"
+            f"the prompt has {length} tokens and its answer up to {answer}, {model.config.model_type}'s "
+            f"context is {limit}; shorten the prompt or the answer, or use a model with a longer context"
         )
     cache = prompt_cache(model.config)
     assert tail is None or rides_along(model), "a tail in the prefill needs full attention in every layer"
@@ -101,7 +105,7 @@ def prefill(
             watch_rows(layer, query, key, scaling)
             if tail is not None:
                 queries = query[:, :, length:]
-                ahead.append(maths.importance(queries, key, scaling, length, length, valid=tail.valid))
+                ahead.append(_tail_importance(tail, queries, key, scaling, length))
 
     with clock("prefill"), _active(tail):
         if tail is None:
@@ -162,7 +166,8 @@ def watcher(
         for row, importance in seen.items():
             last = length if row.last is None else min(row.last, length)
             queries = query[:, :, length - last : length]
-            importance.append(maths.importance(queries, keys, scaling, length, length - last))
+            seen_by = maths.importance(queries, keys, scaling, length, length - last, over=row.over)
+            importance.append(seen_by)
 
     return record
 
@@ -179,7 +184,7 @@ def look(prefilled: Prefilled, tail: Tail) -> Importance:
 
     def record(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
         if layer in evictable:
-            importance.append(maths.importance(query, key, scaling, length, length, valid=tail.valid))
+            importance.append(_tail_importance(tail, query, key, scaling, length))
 
     try:
         with _active(tail):
@@ -207,18 +212,18 @@ def observe(
     with clock("observe"):
         for answer in answers:
             if id(answer) not in done:
-                done[id(answer)] = _importance(prefilled, answer, method)
+                done[id(answer)] = _importance(prefilled, answer)
     return [done[id(answer)] for answer in answers]
 
 
 @torch.no_grad()
-def _importance(prefilled: Prefilled, observers: Observers, method: Method) -> Importance:
+def _importance(prefilled: Prefilled, observers: Observers) -> Importance:
     if isinstance(observers, PromptRows):
         return prefilled.seen[observers]
     if isinstance(observers, Tail):
         return look(prefilled, observers)
     if isinstance(observers, Recorded):
-        return _recorded(prefilled, observers, method)
+        return _recorded(prefilled, observers)
     assert isinstance(observers, Ranking)
     heads = prefilled.model.config.get_text_config().num_attention_heads
     batch, prompt = prefilled.ids.shape
@@ -228,7 +233,7 @@ def _importance(prefilled: Prefilled, observers: Observers, method: Method) -> I
     ]
 
 
-def _recorded(prefilled: Prefilled, observers: Recorded, method: Method) -> Importance:
+def _recorded(prefilled: Prefilled, observers: Recorded) -> Importance:
     layers = full_layers(prefilled.cache)
     attention = prefilled.model.base_model.get_submodule(f"layers.{layers[0]}.self_attn")
     # `first` stays None: a draft's queries see every prompt key, however early in the draft they stand.
@@ -238,14 +243,14 @@ def _recorded(prefilled: Prefilled, observers: Recorded, method: Method) -> Impo
             entries(prefilled.cache, i)[0],
             float(attention.scaling),  # type: ignore[arg-type]
             prefilled.length,
-            over=method.recipe.over,
+            over=observers.over,
             valid=observers.valid,
         )
         for i in layers
     ]
     if observers.beside is None:
         return importance
-    assert method.recipe.over == "mean"
+    assert observers.over == observers.beside.over == "mean"
     beside = min(observers.beside.last or prefilled.length, prefilled.length)
     batch, drafted = observers.queries[0].shape[0], observers.queries[0].shape[2]
     counted = importance[0].new_full((batch,), drafted) if observers.valid is None else observers.valid.sum(1)
@@ -373,6 +378,7 @@ def decode_all(
                     "a smaller model or a shorter length"
                 ) from None
             at_once = max(1, min(at_once, len(rows)) // 2)
+            log.warning("out of memory: decoding %d rows at once from here on", at_once)
             torch.cuda.empty_cache()
     return tokens
 
@@ -391,6 +397,10 @@ def require_observable(model: PreTrainedModel) -> None:
             f"the model attends through {model.config._attn_implementation!r}, where observers see nothing; "
             "load it with lkv.models.load, or work inside `with lkv.attention.observable(model):`"
         )
+
+
+def _tail_importance(tail: Tail, queries: Tensor, keys: Tensor, scaling: float, length: int) -> Tensor:
+    return maths.importance(queries, keys, scaling, length, length, over=tail.over, valid=tail.valid)
 
 
 def _embedded(model: PreTrainedModel, tail: Tail) -> Tensor:

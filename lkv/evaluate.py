@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lkv.bench import ruler
+from lkv.cache import stored_bytes
 from lkv.chat import chat_ids
 from lkv.engine import answer_tail, check_budgets, compact, decode_all, look, observe, prefill
 from lkv.errors import UserError
@@ -19,10 +20,14 @@ from lkv.interface import Importance, Method, PromptRows, Recipe
 from lkv.journal import Journal
 from lkv.models import Loaded
 from lkv.observe import top_recall
-from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
+from lkv.records import SAMPLE_COLUMNS, fingerprint, require, write_csv
 from lkv.registry import FULL
 from lkv.select import select
 
+RECORD = (
+    "benchmark", "task", "length", "sample", "input", "answer_prefix", "outputs", "max_new_tokens",
+    "haystack", "metric",
+)  # fmt: skip
 PLAIN = Recipe(pool=None)  # the oracle's top-C for recall: group mean, unpooled, nothing forced
 ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
 
@@ -36,19 +41,24 @@ def evaluate(
     seed: int,
     journal_path: str | Path,
     out: str | Path,
+    version: int = 1,
 ) -> str:
     """Runs what the journal lacks, then writes one CSV row a sample × method × budget; returns a notice.
 
-    `labels` holds study and protocol. The full cache always runs: recall and the oracle need its answer.
+    `labels` holds study and protocol. The full cache always runs: recall and the oracle need its answer. A
+    new `version` makes the journal's finished cells stale; scores are taken anew from their predictions.
     """
     if not records:
         raise UserError("the data file has no records; build it again with lkv data")
+    for record in records:
+        require(record, RECORD, "a record of the data file", "lkv data ruler")
     for method in methods:
         check_budgets(method, budgets)
     journal = Journal(journal_path)
     notice = journal.notice
     rows: list[dict[str, Any]] = []
     facts = [
+        version,
         loaded.fingerprint,
         loaded.dtype,
         loaded.backend,
@@ -80,7 +90,7 @@ def _cells(
     facts: list[Any],
 ) -> dict[tuple[str, int], str]:
     """(method, budget) → journal key, which changes with anything that may change the result."""
-    content = [ids, *(record[name] for name in ("task", "sample", "outputs", "metric", "max_new_tokens"))]
+    content = [ids, *(record[name] for name in ("task", "sample", "max_new_tokens"))]
     cells = {(FULL, 0): fingerprint(*facts, *content, FULL)}
     for method in methods:
         what = [method.name, method.version, method.identity, asdict(method.recipe)]
@@ -118,44 +128,37 @@ def _run(
     best = {budget: select(target, PLAIN, budget, prefilled.kv_heads) for budget in budgets}
 
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    pending, rows = [], []
+    rows = []
     for method in methods:
         needed = [budget for budget in budgets if (method.name, budget) in missing]
         for budget, importance in zip(needed, observe(prefilled, method, needed), strict=True):
             kept = select(importance, method.recipe, budget, prefilled.kv_heads)
             [row] = compact(prefilled, kept)
             found[method.name, budget] = {
-                "sample": record["sample"],
-                "method": method.name,
-                "budget": budget,
                 "recall": _recall(kept, best[budget]),
                 "recall_raw": _raw_recall(importance, best[budget], budget, prefilled.kv_heads),
                 "kept_mean": _kept_mean(kept, prefilled.length),
                 "kept_bytes": row.bytes,
             }
-            pending.append((method.name, budget))
             rows.append(row)
     tokens = decode_all(model, rows, new_tokens, loaded.stop, ROWS_AT_ONCE[model.device.type])
-    for cell, text in zip(pending, tokens, strict=True):
-        found[cell] |= _scored(loaded, record, text, len(ids))
     if (FULL, 0) in missing:
-        [row] = compact(prefilled, None)
         found[FULL, 0] = {
-            "sample": record["sample"],
-            "method": FULL,
-            "budget": 0,
             "recall": None,
             "recall_raw": None,
             "kept_mean": prefilled.length,
-            "kept_bytes": row.bytes,
-        } | _scored(loaded, record, answer, len(ids))
+            "kept_bytes": stored_bytes(prefilled.cache),
+        }
+        tokens.append(answer)
+    for (name, budget), text in zip(found, tokens, strict=True):
+        cell = {"sample": record["sample"], "method": name, "budget": budget}
+        found[name, budget] |= cell | _answered(loaded, text, len(ids))
     return found
 
 
-def _scored(loaded: Loaded, record: dict[str, Any], tokens: list[int], prompt: int) -> dict[str, Any]:
+def _answered(loaded: Loaded, tokens: list[int], prompt: int) -> dict[str, Any]:
     prediction = str(loaded.tokenizer.decode(tokens, skip_special_tokens=True))
     return {
-        "score": ruler.score(prediction, record["outputs"], record["metric"]),
         "prompt_tokens": prompt,
         "new_tokens": len(tokens),
         "status": "ok",
@@ -185,5 +188,6 @@ def _row(model: str, record: dict[str, Any], labels: dict[str, str], cell: dict[
         **labels,
         "model": model,
         **{name: record[name] for name in ("benchmark", "task", "length", "haystack")},
+        "score": ruler.score(cell["prediction"], record["outputs"], record["metric"]),
         **{name: cell[name] for name in SAMPLE_COLUMNS if name in cell},
     }

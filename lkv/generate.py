@@ -78,27 +78,45 @@ def evicting(model: PreTrainedModel, method: Method, budget: int) -> Iterator[No
     """
     check_budgets(method, [budget])
     inside = False  # drafts and lookahead passes are forward calls too: they must not evict
+    watched: Pass | None = None
     seen: dict[PromptRows, Importance] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
-        if inside or "lkv_pass" in kwargs or cache is None or cache.get_seq_length() > 0:
+        nonlocal watched
+        if inside or "lkv_pass" in kwargs:
             return None
-        mask = kwargs.get("attention_mask")
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if cache is None:
+            raise UserError(
+                "there is nothing to evict from: the model was called without a cache (use_cache)"
+            )
+        if cache.get_seq_length() > 0:
+            if _ids(args, kwargs).shape[1] > 1:
+                raise UserError(
+                    "after an eviction tokens come one at a time here: no chunked prefill, no assisted "
+                    "decoding, no second prompt on the same cache"
+                )
+            return None
         if mask is not None and not bool(mask.all()):
             raise UserError(
                 "eviction needs prompts without padding; pass one prompt, or prompts of one length"
             )
         make_evictable(cache)
+        if not full_layers(cache):
+            raise UserError(
+                f"a {type(cache).__name__} has no layer that entries can be dropped from; "
+                "let generate() make its own dynamic cache"
+            )
         seen.clear()
         seen.update({row: [] for row in method.rows})
-        return args, {**kwargs, "lkv_pass": Pass(observe=watcher(cache, seen, _ids(args, kwargs).shape[1]))}
+        watched = Pass(observe=watcher(cache, seen, _ids(args, kwargs).shape[1]))
+        return args, {**kwargs, "lkv_pass": watched}
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        nonlocal inside
-        watched = kwargs.get("lkv_pass")
-        if inside or watched is None or watched.masks is not None:
+        nonlocal inside, watched
+        if watched is None or kwargs.get("lkv_pass") is not watched:
             return
+        watched = None
         cache, first = kwargs["past_key_values"], out.logits[:, -1].argmax(-1).tolist()
         prefilled = Prefilled(model, _ids(args, kwargs), cache, first, dict(seen), stop_ids(model))
         inside = True

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 Importance: TypeAlias = "list[Tensor]"  # one [B, H, N] float32 a full-attention layer
 
 
+Over: TypeAlias = Literal["mean", "max"]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """From importance to kept entries. `window` and `sinks` are inside the budget."""
 
-    over: Literal["mean", "max"] = "mean"  # over the observers
     pool: Literal["max", "avg"] | None = "max"
     kernel: int = 7
     group: Literal["mean", "max"] = "mean"  # over the query heads of a KV head
@@ -37,9 +39,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PromptRows:
-    """Observers are rows of the prefill pass: the prompt's last `last` tokens, or all of them (None)."""
+    """Observers are rows of the prefill pass: the prompt's last `last` tokens, or all of them (None).
+
+    `over`, here and below: how what the observers see is put together.
+    """
 
     last: int | None
+    over: Over = "mean"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,7 @@ class Tail:
 
     tokens: Tensor
     valid: Tensor | None = None
+    over: Over = "mean"
     active: Callable[[], AbstractContextManager[None]] | None = None
 
 
@@ -64,6 +71,7 @@ class Recorded:
 
     queries: Sequence[Tensor]
     valid: Tensor | None = None
+    over: Over = "mean"
     beside: PromptRows | None = None
 
 
@@ -96,6 +104,7 @@ class Method:
     version: int = 1
     identity: str = ""
     ahead: Callable[[PreTrainedModel, int], Tail] | None = None
+    least_budget: int = 1
 
     @property
     def rows(self) -> tuple[PromptRows, ...]:
@@ -104,5 +113,5 @@ class Method:
 
     @property
     def smallest_budget(self) -> int:
-        """The forced entries must fit, and something must be kept."""
-        return max(1, self.recipe.window + self.recipe.sinks)
+        """The forced entries must fit, and what the method itself needs (`least_budget`)."""
+        return max(self.least_budget, self.recipe.window + self.recipe.sinks)

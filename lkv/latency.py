@@ -149,8 +149,9 @@ def latency(
                         runs[i].append(run)
             for i, (method, budget) in enumerate(cells):
                 cell = _facts(loaded, method, budget, length, study, weights)
-                if i in failed:
-                    rows.append({**cell, "phase": "total", "status": failed[i]})
+                if 0 in failed or i in failed:  # without a plain prefill there is nothing to compare with
+                    why = failed.get(i, "plain prefill " + failed.get(0, "failed"))
+                    rows.append({**cell, "phase": "total", "status": why})
                 else:
                     rows += _phases(cell, runs[i], runs[0])
     return rows

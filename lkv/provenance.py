@@ -14,7 +14,7 @@ import yaml
 from lkv import device as devices
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.models import DTYPES, choose_dtype
-from lkv.records import fingerprint, read_json, sha256_file, write_json
+from lkv.records import read_json, sha256_file, write_json
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "accelerate", "flash-attn", "lm-eval", "wonderwords",
@@ -40,7 +40,6 @@ def write_provenance(
     device = devices.pick(device_name)
     dtype = choose_dtype(dtype_name, device)
     processor, driver = devices.describe(device)
-    files = [config, *(folder / "model.json" for folder in models), *data]
     cards = {
         f"{folder.parent.name}/{folder.name}": read_json(folder / "lookahead.json") for folder in adapters
     }
@@ -48,11 +47,11 @@ def write_provenance(
         out,
         {
             "study": study.get("study"),
-            "commit": _git("rev-parse", "HEAD"),
-            "dirty": bool(_git("status", "--porcelain")),
+            "commit": commit(),
+            "dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
             "config": study,
-            "config_sha256": fingerprint(study),
-            "packages": {name: _version(name) for name in PACKAGES if _version(name)},
+            "config_sha256": sha256_file(config),
+            "packages": package_versions(),
             "device": processor,
             "driver": driver,
             "backend": BACKEND_NAMES[best_backend(device, dtype)],
@@ -67,7 +66,7 @@ def write_provenance(
             "data": {str(path): sha256_file(path) for path in data},
             "adapters": {name: {key: card.get(key) for key in FROM_CARD} for name, card in cards.items()},
             "seeds": {"study": study.get("seed")},
-            "start": _stamp(min(path.stat().st_mtime for path in files)),
+            "start": _stamp(config.stat().st_mtime),  # written first of all
             "end": _stamp(datetime.now(UTC).timestamp()),
         },
     )
@@ -75,6 +74,15 @@ def write_provenance(
 
 def _stamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def package_versions() -> dict[str, str]:
+    return {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def commit() -> str | None:
+    """The commit that this code was run at; None outside a git checkout."""
+    return _git("rev-parse", "HEAD")
 
 
 def _version(package: str) -> str | None:

@@ -108,6 +108,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); delete it and run the step that writes it") from None
 
 
+def require(record: Any, keys: Iterable[str], source: object, maker: str) -> dict[str, Any]:
+    """`record` if it is an object with `keys`; otherwise a UserError that says who makes such a file."""
+    missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}; give a file made by {maker}, or make it again")
+    return dict(record)
+
+
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     with atomic_write(path) as stream:
         for record in records:

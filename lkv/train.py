@@ -7,7 +7,9 @@ runs through the n lookahead rows alone. Its equality with autograd through the 
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +33,10 @@ from lkv.records import TRAINING_COLUMNS, atomic_write, fingerprint, write_csv
 
 @dataclass(frozen=True)
 class Schedule:
-    """Adam with a linear warm-up and a cosine to zero; the paper's batch is 32, its rate 1e-3 (LLaMA)."""
+    """Adam with a linear warm-up and a cosine to zero, gradients clipped at norm 1.
+
+    The paper's batch is 32, its rate 1e-3 (LLaMA) or 2e-4 (Qwen3); its schedule is not reported.
+    """
 
     steps: int
     batch: int
@@ -97,6 +102,7 @@ def train(
     provenance: dict[str, Any],
     keep_bytes: int = 0,
     checkpoint_every: int = 25,
+    version: int = 1,
 ) -> LookaheadKV:
     """Trains an adapter into folder `out`, a row a step into `csv`; goes on from `out`/checkpoint.pt if any.
 
@@ -112,7 +118,16 @@ def train(
     prompts = prompts[: len(prompts) - schedule.held_out]
     adapter = LookaheadKV.create(loaded.model, seed=schedule.seed)
     optimizer = torch.optim.Adam(adapter.parameters(), lr=schedule.learning_rate)
-    run = fingerprint(loaded.fingerprint, [p["ids"] for p in prompts], asdict(schedule), arm)
+    run = fingerprint(
+        version,
+        loaded.fingerprint,
+        loaded.dtype,
+        loaded.model.device.type,
+        prompts,
+        held_out,
+        asdict(schedule),
+        arm,
+    )
     checkpoint = out / "checkpoint.pt"
     rows, seconds, before = _resume(checkpoint, run, adapter, optimizer)
     if before is None:
@@ -155,12 +170,16 @@ def train(
         schedule=asdict(schedule),
         kl_first=round(sum(r["kl"] for r in first) / len(first), 5),
         kl_last=round(sum(r["kl"] for r in last) / len(last), 5),
-        held_out_kl_before=round(before, 5),
-        held_out_kl_after=round(after, 5),
+        held_out_kl_before=_rounded(before),
+        held_out_kl_after=_rounded(after),
         **provenance,
     )
     checkpoint.unlink(missing_ok=True)
     return adapter
+
+
+def _rounded(kl: float) -> float | None:
+    return None if math.isnan(kl) else round(kl, 5)
 
 
 def _row(
@@ -219,8 +238,10 @@ def _save(
         "seconds": seconds,
         "before": before,
     }
+    whole = io.BytesIO()  # a full disk shows as an OSError of the write, not as an error of torch's
+    torch.save(state, whole)
     with atomic_write(path, "wb") as stream:
-        torch.save(state, stream)
+        stream.write(whole.getvalue())
 
 
 def _resume(
@@ -229,8 +250,12 @@ def _resume(
     """(rows so far, seconds, held-out KL at the start) from a checkpoint of this very run, else nothing."""
     if not path.is_file():
         return [], 0.0, None
-    state = torch.load(path, weights_only=True)
-    if state["run"] != run:
+    try:
+        state = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a checkpoint ({reason}); delete it to start anew") from None
+    if state.get("run") != run:
         return [], 0.0, None
     adapter.load_state_dict(state["adapter"])
     optimizer.load_state_dict(state["optimizer"])

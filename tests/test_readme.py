@@ -75,4 +75,5 @@ def test_an_adapter_loaded_without_a_model_follows_the_model(family, tmp_path, p
     LookaheadKV.create(model).save_pretrained(tmp_path)
     lookahead = LookaheadKV.from_pretrained(tmp_path)
     assert lookahead.generate(model, prompt, budget=64, max_new_tokens=3).kept == 64
-    assert lookahead.tokens.dtype == torch.bfloat16
+    assert lookahead.fit(model).tokens.dtype == torch.bfloat16
+    assert lookahead.tokens.dtype == torch.float32, "what is saved must not lose digits to a model"

@@ -11,11 +11,13 @@ Every prompt has an exact length in tokens, so that batches need no padding: its
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from lkv.chat import chat_text
 from lkv.data.documents import documents, side
 from lkv.errors import UserError, one_of
 
@@ -118,7 +120,7 @@ class Sketch:
     """A prompt before it is sized: `items` make up the body; `ask` words the question about some of them."""
 
     head: str
-    items: Iterator[tuple[str, Any]]  # text of one item, and what `ask` needs to know of it
+    items: Iterator[tuple[str, Any]]  # text of one item, and what `ask` is told of it (None: not asked about)
     ask: Callable[[list[Any]], str]
     documents: list[str] = field(default_factory=list)  # SHA-256 of the documents used
 
@@ -138,7 +140,7 @@ def build(
         if kind not in KINDS:
             raise one_of("kind of training prompt", kind, KINDS)
     kinds, weights = list(mixture), list(mixture.values())
-    if not kinds or min(weights) < 0 or sum(weights) <= 0:
+    if not kinds or not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
         raise UserError(f"the mixture {dict(mixture)} has no positive weight; give at least one kind=weight")
     for i in range(samples):
         rng = Random(f"{seed}/train/{i}")
@@ -152,41 +154,33 @@ def sized(
     tokenizer: PreTrainedTokenizerBase, sketch: Sketch, length: int, rng: Random
 ) -> tuple[list[int], list[str]]:
     """The templated prompt in exactly `length` token ids; what is asked about lies inside the cut body."""
-    frame = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "\ue000"}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
-    assert isinstance(frame, str)
-    before, after = frame.split("\ue000")
+    before, after = chat_text(tokenizer, "\ue000").split("\ue000")
 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
 
-    start = encode(before + sketch.head)
-    longest_question = encode(
-        sketch.ask([fact for _, (_, fact) in zip(range(3), sketch.items, strict=False)]) + after
-    )
-    room = length - len(start) - 2 * len(longest_question)
-    body: list[int] = []
-    inside: list[Any] = []
+    start, body = encode(before + sketch.head), []
+    facts: list[tuple[int, Any]] = []  # where a record ends in the body, and what can be asked of it
     for text, fact in sketch.items:
         body += encode(text)
-        if len(body) <= room:
-            inside.append(fact)
+        if fact is not None:
+            facts.append((len(body), fact))
         if len(body) >= length:
             break
-    if not inside:
-        raise UserError(
-            f"{length} tokens hold no whole record between question and template with this tokenizer; "
-            "give longer training lengths, or leave this kind out of the mixture"
-        )
-    asked = rng.sample(inside, k=min(len(inside), rng.choices((1, 2, 3), (6, 3, 1))[0]))
-    end = encode("\n" + sketch.ask(asked) + after)
-    ids = start + body[: length - len(start) - len(end)] + end
-    assert len(ids) == length, "a body that ends early"
-    return ids, sketch.documents
+    asked = min(len(facts), rng.choices((1, 2, 3), (6, 3, 1))[0])
+    while facts:
+        chosen = rng.sample(facts, k=min(asked, len(facts)))
+        end = encode("\n" + sketch.ask([fact for _, fact in chosen]) + after)
+        room = length - len(start) - len(end)
+        if all(ends <= room for ends, _ in chosen):
+            return start + body[:room] + end, sketch.documents
+        if asked == 1:  # the cut that this question needs would lose what it asks about
+            facts.remove(chosen[0])
+        asked = 1
+    raise UserError(
+        f"{length} tokens hold no whole record between question and template with this tokenizer; "
+        "give longer training lengths, or leave this kind out of the mixture"
+    )
 
 
 def name(rng: Random) -> str:
@@ -259,9 +253,12 @@ def dictionary(rng: Random) -> Sketch:
     form = rng.choice(['    "{}": "{}",\n', "{}: {}\n", "{} -> {}\n"])
 
     def entries() -> Iterator[tuple[str, Any]]:
+        seen = set()
         while True:
             word = "".join(rng.choices(SYLLABLES, k=4))
-            yield form.format(word, value(rng)), word
+            if word not in seen:
+                seen.add(word)
+                yield form.format(word, value(rng)), word
 
     return Sketch(
         rng.choice(["mapping = {\n", "Glossary of entries:\n", "Translation file\n"]),
@@ -351,22 +348,21 @@ def code(rng: Random) -> Sketch:
     )
 
 
+def _sentences(rng: Random, used: list[str]) -> Iterator[str]:
+    """Sentences of training-side topics; what the text runs together over 200 characters is no sentence."""
+    for _, text, digest in _training_documents("topics", rng):
+        used.append(digest)
+        yield from (s + ". " for s in " ".join(text.split()).split(". ") if 20 < len(s) < 200)
+
+
 def repeat(rng: Random) -> Sketch:
     """Sentences of a document; the one that begins in a given way is to be repeated."""
     used: list[str] = []
 
-    def sentences() -> Iterator[tuple[str, Any]]:
-        for _, text, digest in _training_documents("topics", rng):
-            used.append(digest)
-            for sentence in " ".join(text.split()).split(". "):
-                yield sentence + ". ", " ".join(sentence.split()[:4])
+    def ask(starts: list[Any]) -> str:
+        return f'Repeat word for word the sentence that begins with "{starts[0]}".'
 
-    return Sketch(
-        "",
-        sentences(),
-        lambda starts: f'Repeat word for word the sentence that begins with "{starts[0]}".',
-        used,
-    )
+    return Sketch("", ((s, " ".join(s.split()[:4])) for s in _sentences(rng, used)), ask, used)
 
 
 def hidden(rng: Random) -> Sketch:
@@ -374,18 +370,16 @@ def hidden(rng: Random) -> Sketch:
     used: list[str] = []
 
     def lines() -> Iterator[tuple[str, Any]]:
-        for _, text, digest in _training_documents("topics", rng):
-            used.append(digest)
-            for sentence in " ".join(text.split()).split(". "):
-                if rng.random() < 0.04:
-                    who = name(rng)
-                    yield f"{who} keeps {value(rng)} in the drawer. {sentence}. ", who
-                else:
-                    yield sentence + ". ", None
+        seen, wait = set(), rng.randrange(3)
+        for sentence in _sentences(rng, used):
+            if wait == 0 and (who := name(rng)) not in seen:
+                seen.add(who)
+                yield f"{who} keeps {value(rng)} in the drawer. ", who
+            wait = wait - 1 if wait else rng.randrange(4, 20)
+            yield sentence, None
 
     def ask(people: list[Any]) -> str:
-        known = [who for who in people if who] or [name(rng)]
-        return f"What does {_asked(known)} keep in the drawer?"
+        return f"What does {_asked(people)} keep in the drawer?"
 
     return Sketch("Somewhere below it says what people keep.\n", lines(), ask, used)
 

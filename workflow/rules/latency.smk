@@ -23,8 +23,7 @@ rule latency:
             config["latency"], "lengths", "budgets", "methods", "repeats", "warmups"
         ),
         study=STUDY,
-        seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
         "python -m lkv latency --model {params.model} --adapter {params.adapter} {params.options}"
-        " --study {params.study} --seed {params.seed} --out {output.csv} {params.run} --log {log}"
+        " --study {params.study} --out {output.csv} {params.run} --log {log}"
