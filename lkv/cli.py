@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lkv.errors import UserError, one_of
 from lkv.registry import FULL, METHODS
@@ -109,14 +109,15 @@ def train(args: Arguments) -> None:
 def evaluate(args: Arguments) -> None:
     """one task under all methods and budgets"""
     from lkv.data.frozen import load
-    from lkv.evaluate import evaluate
+    from lkv.evaluate import RECORD, evaluate
+    from lkv.records import require
 
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
     labels = {"study": args.study, "protocol": args.protocol}
     notice = evaluate(
         loaded,
-        list(load(args.data)),
+        [require(record, RECORD, args.data, "lkv data ruler") for record in load(args.data)],
         methods,
         args.budgets,
         labels,
@@ -270,9 +271,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, like all of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; each verb's help ends with an example."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="lkv",
         description="Train, run and compare LookaheadKV and other KV cache eviction methods.",
         epilog="example: lkv generate --help; in a study every verb is called by snakemake --cores 8 all",
@@ -283,8 +291,8 @@ def parser() -> argparse.ArgumentParser:
         run: Callable[[Arguments], None],
         name: str,
         example: str,
-        under: argparse._SubParsersAction[argparse.ArgumentParser] = verbs,
-    ) -> argparse.ArgumentParser:
+        under: argparse._SubParsersAction[Parser] = verbs,
+    ) -> Parser:
         made = under.add_parser(
             name,
             help=run.__doc__,
@@ -462,6 +470,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Exit code 0, or 2 with one clear line for what the user can mend."""
+    _quiet(None)
     try:
         args = parser().parse_args(argv)
         _quiet(args.log)
@@ -469,11 +478,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno is None:
             raise
-        return _fail(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}; free space or change the path"
-        )
+        place = error.filename2 or error.filename or "a file"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _fail(f"cannot write {place}: {error.strerror}; free some space")
+        return _fail(f"{place}: {error.strerror}; correct the path, or its permissions")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
@@ -501,15 +511,12 @@ def _quiet(path: Path | None) -> None:
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # a bar in a file is a line each time
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in log.handlers[:]:
-        log.removeHandler(handler)
-    if path is None:
-        log.addHandler(logging.NullHandler())
-    else:
+    handler: logging.Handler = logging.NullHandler()
+    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
-        log.addHandler(file)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    log.handlers[:] = [handler]
 
 
 if __name__ == "__main__":

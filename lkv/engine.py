@@ -297,9 +297,11 @@ def evict(prefilled: Prefilled, method: Method, budgets: Sequence[int]) -> list[
 def check_budgets(method: Method, budgets: Sequence[int]) -> None:
     for budget in budgets:
         if budget < method.smallest_budget:
+            keeps = f"always keeps {method.recipe.window} recent tokens and {method.recipe.sinks} sinks"
+            works = f"works on a cache of {method.least_budget} or more"
+            reason = keeps if method.smallest_budget > method.least_budget else works
             raise UserError(
-                f"budget {budget} is too small for {method.name}, which always keeps "
-                f"{method.recipe.window} recent tokens and {method.recipe.sinks} sinks; "
+                f"budget {budget} is too small for {method.name}, which {reason}; "
                 f"give {method.smallest_budget} or more"
             )
 

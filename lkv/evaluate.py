@@ -20,7 +20,7 @@ from lkv.interface import Importance, Method, PromptRows, Recipe
 from lkv.journal import Journal
 from lkv.models import Loaded
 from lkv.observe import top_recall
-from lkv.records import SAMPLE_COLUMNS, fingerprint, require, write_csv
+from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
 from lkv.registry import FULL
 from lkv.select import select
 
@@ -50,8 +50,6 @@ def evaluate(
     """
     if not records:
         raise UserError("the data file has no records; build it again with lkv data")
-    for record in records:
-        require(record, RECORD, "a record of the data file", "lkv data ruler")
     for method in methods:
         check_budgets(method, budgets)
     journal = Journal(journal_path)

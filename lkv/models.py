@@ -20,6 +20,7 @@ from lkv.errors import UserError, one_of
 from lkv.records import fingerprint, read_json, require, sha256_file, write_json
 
 CARD = "model.json"
+MARK = ".made-by-lkv"  # stays when a workflow deletes the card before it makes the model again
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +47,9 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     """Loads models/NAME as `lkv model` wrote it. dtype auto: bfloat16 where the device computes in it."""
     folder = Path(folder)
     card = require(read_json(folder / CARD), ("name", "fingerprint"), folder / CARD, "lkv model")
+    for file, expected in card.get("sha256", {}).items():
+        if not (folder / file).is_file() or sha256_file(folder / file) != expected:
+            raise UserError(f"{folder / file} is missing or damaged; make it again with lkv model")
     chosen = choose_dtype(dtype, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
@@ -112,8 +116,11 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     if source["kind"] not in makers:
         raise one_of("kind of model source", source["kind"], makers)
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / CARD).is_file():
-        raise UserError(f"{out} is not empty and holds no {CARD} of ours; give a new folder, or empty it")
+    place = Path(source.get("path", "")).resolve()
+    if "path" in source and (place == out.resolve() or out.resolve() in place.parents):
+        raise UserError(f"source.path {place} is or lies in the output folder; give another --out")
+    if out.exists() and any(out.iterdir()) and not any((out / name).is_file() for name in (CARD, MARK)):
+        raise UserError(f"{out} is not empty and was not made by lkv model; give a new folder, or empty it")
     model, tokenizer = makers[source["kind"]](source)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
@@ -127,8 +134,12 @@ def _save(
     spec: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Weights, tokenizer and, last, model.json."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder}: {error}; free space") from None
+    (folder / MARK).touch()
     weights = {p.name: sha256_file(p) for p in sorted(folder.glob("*.safetensors"))}
     config = read_json(folder / "config.json")
     config.pop("transformers_version", None)  # the same model under every version
@@ -186,10 +197,14 @@ def _from_folder(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTok
     path = Path(source["path"])
     if not (path / "config.json").is_file():
         raise UserError(f"no model at {path} (config.json is missing); set source.path to a model folder")
-    return (
-        AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True),
-        AutoTokenizer.from_pretrained(path, local_files_only=True),
-    )
+    try:
+        return (
+            AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True),
+            AutoTokenizer.from_pretrained(path, local_files_only=True),
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load the model at {path}: {reason}; correct source.path") from None
 
 
 def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
