@@ -266,14 +266,15 @@ def test_an_evaluation_from_the_command_line_writes_its_rows(
     assert "tiny on cpu, float32, attention sdpa" in log[0]
 
 
-def test_a_torn_journal_is_noted_in_the_log(world: World, tmp_path: Path) -> None:
+def test_a_torn_journal_is_noted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(evaluate(world, tmp_path))
     journal = tmp_path / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-5])
+    capsys.readouterr()
     assert main([*evaluate(world, tmp_path), "--log", str(tmp_path / "log")]) == 0
-    assert re.search(
-        r" WARNING journal\.jsonl: dropped 3 torn line", (tmp_path / "log").read_text(encoding="utf-8")
-    )
+    notice = "journal.jsonl: dropped 3 torn line(s) of an interrupted run"
+    assert said(capsys.readouterr().err) == [f"lkv: {notice}"]
+    assert f" WARNING {notice}\n" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("method", ["lookaheadkv", "snapkv", "full"])

@@ -23,7 +23,7 @@ from lkv.models import Loaded, load, obtain
 from lkv.records import SAMPLE_COLUMNS
 from lkv.registry import FULL, METHODS, get
 
-LAYERS, KV_HEADS, HEAD_DIM, FLOAT32 = 3, 2, 16, 4
+LAYERS, KV_HEADS, HEAD_DIM, FLOAT32 = 4, 2, 16, 4  # four layers: PyramidKV's steps are no whole numbers
 SOURCE = {
     "kind": "random",
     "family": "llama",
@@ -355,6 +355,7 @@ def test_the_studys_name_is_a_label_and_costs_nothing(run: Evaluate, decoded: li
     "change",
     [
         {"seed": 8},
+        {"version": 2},
         {"labels": LABELS | {"protocol": "official"}},
         {"input": "Snow."},
         {"answer_prefix": "A:"},

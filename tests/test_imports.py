@@ -93,6 +93,8 @@ from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from transformers.utils import logging as verbosity
 
+torch.set_num_threads(3)
+
 def state():
     classes = [c for m in (llama, qwen3) for c in vars(m).values() if isinstance(c, type)]
     classes += [torch.nn.Linear, torch.nn.Module, torch.Tensor]

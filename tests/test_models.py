@@ -85,17 +85,41 @@ def test_the_card_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         obtain(spec(), tmp_path / "m")
-    assert not (tmp_path / "m" / CARD).exists()
+    assert not any(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"no such file: .*model\.json"):
         load(tmp_path / "m", CPU)
 
 
-def test_what_an_earlier_attempt_left_is_gone(own: Path) -> None:
-    (own / CARD).unlink()
-    (own / "model-00002-of-00009.safetensors").write_bytes(b"half")
-    obtain(spec(), own)
+def test_a_model_is_replaced_as_a_whole(own: Path) -> None:
+    before = card(own)["fingerprint"]
+    (own / "model-00002-of-00009.safetensors").write_bytes(b"of a larger model")
+    obtain(spec(seed=1), own)
     assert "model-00002-of-00009.safetensors" not in tree(own)
     assert list(card(own)["sha256"]) == ["model.safetensors"]
+    assert card(own)["fingerprint"] != before
+    assert [path.name for path in own.parent.iterdir()] == ["own"]
+
+
+def test_a_model_whose_card_the_workflow_deleted_is_made_again(own: Path) -> None:
+    """Snakemake deletes a rule's outputs, here the card alone, before it runs the rule again."""
+    before = tree(own)
+    (own / CARD).unlink()
+    obtain(spec(), own)
+    assert tree(own) == before
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("words")
+    with pytest.raises(UserError, match="thesis is not empty and was not made by lkv model; give a new "):
+        obtain(spec(), tmp_path / "thesis")
+    assert tree(tmp_path) == {"thesis/chapter1.tex": b"words"}
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    obtain(spec(), tmp_path / "m")
+    assert card(tmp_path / "m")["name"] == "mine"
 
 
 def test_loaded_models_are_frozen_in_evaluation_mode_and_can_be_observed(tiny: Path) -> None:

@@ -270,7 +270,10 @@ def test_what_was_validated_validates_again_unchanged(tiny: dict[str, Any]) -> N
     ("spec", "said"),
     [
         ({}, "the key 'name' is missing"),
-        ({"source": {"kind": "torrent"}}, "source.kind: 'torrent'; known: pypi-gguf, hub, local, random"),
+        (
+            {"source": {"kind": "torrent"}},
+            "source.kind: 'torrent'; known: pypi-gguf, gguf, hub, local, random",
+        ),
         ({"source": {"kind": "local"}}, "source: the key 'path' is missing; it holds: the folder"),
         (
             {"source": {"kind": "random", "family": "llama", "path": "x"}},
