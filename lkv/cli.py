@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -219,11 +220,15 @@ def _load(args: Arguments) -> Loaded:
 
 
 def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
-    from lkv.lookahead import LookaheadKV
+    from lkv.lookahead import RECIPE, LookaheadKV
     from lkv.registry import get
 
     adapter = LookaheadKV.from_pretrained(args.adapter, loaded.model) if args.adapter else None
-    return [None if name == FULL else get(name, adapter) for name in args.methods]
+    if args.kernel % 2 == 0:
+        raise UserError(f"a pooling kernel of {args.kernel} has no middle; give an odd number")
+    pool = None if args.pool == "none" else args.pool
+    recipe = replace(RECIPE, pool=pool, kernel=args.kernel, order=args.order)
+    return [None if name == FULL else get(name, adapter, recipe) for name in args.methods]
 
 
 def _text(path: Path) -> str:
@@ -310,8 +315,16 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--device", default="auto", help="auto, cpu or cuda")
         made.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
 
-    def compares(made: argparse.ArgumentParser) -> None:
+    def adapts(made: argparse.ArgumentParser) -> None:
         made.add_argument("--adapter", type=Path, help="folder made by lkv train")
+        made.add_argument(
+            "--pool", choices=["max", "avg", "none"], default="max", help="LookaheadKV's pooling"
+        )
+        made.add_argument("--kernel", type=_positive, default=7, help="entries pooled")
+        made.add_argument("--order", choices=["group_pool", "pool_group"], default="group_pool")
+
+    def compares(made: argparse.ArgumentParser) -> None:
+        adapts(made)
         made.add_argument(
             "--methods", nargs="+", type=_method_name, required=True, help=", ".join([FULL, *METHODS])
         )
@@ -460,7 +473,7 @@ def parser() -> argparse.ArgumentParser:
         "lkv generate --model models/M --adapter adapter --budget 128 --prompt-file long.txt",
     )
     runs_model(p)
-    p.add_argument("--adapter", type=Path)
+    adapts(p)
     p.add_argument("--method", default="lookaheadkv", type=_method_name)
     p.add_argument("--budget", type=_positive, required=True)
     p.add_argument("--prompt-file", type=Path, required=True)

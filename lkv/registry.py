@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lkv.errors import UserError, one_of
 
 if TYPE_CHECKING:
-    from lkv.interface import Method
+    from lkv.interface import Method, Recipe
     from lkv.lookahead import LookaheadKV
 
 # name: module:attribute. The attribute is a Method; LookaheadKV's comes from its adapter instead.
@@ -26,8 +26,8 @@ METHODS = {
 FULL = "full"  # the full cache: no method, but a row of every table
 
 
-def get(name: str, adapter: LookaheadKV | None = None) -> Method:
-    """The method called `name`; `adapter` is needed by lookaheadkv alone."""
+def get(name: str, adapter: LookaheadKV | None = None, recipe: Recipe | None = None) -> Method:
+    """The method called `name`; `adapter` is needed, and `recipe` used, by lookaheadkv alone."""
     if name not in METHODS:
         raise one_of(
             "method", name, METHODS, "a new one is a file in baselines/ and a line in lkv/registry.py"
@@ -37,7 +37,7 @@ def get(name: str, adapter: LookaheadKV | None = None) -> Method:
             raise UserError(
                 "lookaheadkv needs its trained modules: give --adapter DIR (lkv train writes one)"
             )
-        return adapter.method()
+        return adapter.method(recipe) if recipe else adapter.method()
     module, attribute = METHODS[name].split(":")
     method: Method = getattr(import_module(module), attribute)
     return method

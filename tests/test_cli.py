@@ -388,6 +388,21 @@ def test_prompts_longer_than_the_context_are_refused(world: World, tmp_path: Pat
         assert int(found[1]) >= 100
 
 
+def test_a_kernel_without_a_middle_is_refused(world: World, tmp_path: Path, refused: Refused) -> None:
+    line = refused(*evaluate(world, tmp_path), "--kernel", "4")
+    assert "a pooling kernel of 4 has no middle; give an odd number" in line
+
+
+def test_pooling_is_lookaheadkvs_and_changes_its_cells_alone(world: World, tmp_path: Path) -> None:
+    rows = {}
+    for pool in ("max", "none"):
+        command = evaluate(world, tmp_path, methods=["full", "snapkv", "lookaheadkv"], out=tmp_path / pool)
+        assert main([*map(str, command), "--pool", pool]) == 0
+        rows[pool] = [line.split(",") for line in (tmp_path / pool).read_text().splitlines()]
+    changed = {a[6] for a, b in zip(rows["max"], rows["none"], strict=True) if a != b}
+    assert changed == {"lookaheadkv"}
+
+
 def test_too_few_prompts_for_a_batch_are_refused(world: World, tmp_path: Path, refused: Refused) -> None:
     line = refused(*train(world, tmp_path, batch=5))
     assert "6 prompts less 2 held out do not fill a batch of 5; give more samples or a smaller batch" in line

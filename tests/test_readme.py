@@ -6,15 +6,19 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import observed
+from transformers import AutoModelForCausalLM
 
 from lkv import cli, registry
 from lkv.generate import generate
 from lkv.lookahead import LookaheadKV
+from lkv.models import obtain
 
+FOLDER = "models/smollm2-135m-instruct"
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "baselines/README.md").read_text(encoding="utf-8")
@@ -24,16 +28,17 @@ def blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch, prompt):
-    model = observed("llama")
-    adapter = tmp_path / "results/demo/adapters/smollm2-135m-instruct/main"
-    LookaheadKV.create(model).save_pretrained(adapter)
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    obtain({"name": "tiny", "source": {"kind": "random", "family": "llama"}}, tmp_path / FOLDER)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / FOLDER)
+    LookaheadKV.create(model).save_pretrained(tmp_path / "results/demo/adapters/smollm2-135m-instruct/main")
+    (tmp_path / "long.txt").write_text("The grass is green. " * 20)
     monkeypatch.chdir(tmp_path)
     [example] = [b for b in blocks(README, "python") if "LookaheadKV" in b]
-    names = {"model": model, "input_ids": prompt}
+    names: dict[str, Any] = {}
     exec(example, names)
     assert names["answer"].kept == 128
-    assert names["output"].shape[1] > prompt.shape[1]
+    assert names["output"].shape[1] > names["input_ids"].shape[1] > 400
 
 
 def test_every_lkv_command_in_the_documents_parses():

@@ -111,7 +111,9 @@ def test_a_given_config_replaces_the_demo_whole(tiny_plan: str) -> None:
 def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line(clean: Path) -> None:
     run = snakemake(clean, "-np", *ALWAYS, "--config", "seed=7", "study=mine")
     assert planned(run.stdout)["evaluate"] == 4
-    assert "--budgets 64 128 256 --study mine --protocol demo --seed 7 " in block(run.stdout, "evaluate")
+    evaluate = block(run.stdout, "evaluate")
+    assert "--budgets 64 128 256 --pool max --kernel 7 --order group_pool --study mine " in evaluate
+    assert "--protocol demo --seed 7 " in evaluate
 
 
 def test_latency_takes_the_whole_machine_and_other_jobs_one_gpu_and_their_share_of_cores(clean: Path) -> None:

@@ -23,10 +23,11 @@ rule evaluate:
         adapter=subpath(input.adapter, parent=True),
         journal=PATHS.journal,
         cells=study.flags(config, "methods", "budgets"),
+        recipe=study.flags(config["lookaheadkv"], "pool", "kernel", "order"),
         labels=study.flags(config, "study", "protocol"),
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
         "python -m lkv evaluate --model {params.model} --data {input.data} --adapter {params.adapter}"
-        " {params.cells} {params.labels:q} --seed {params.seed}"
+        " {params.cells} {params.recipe} {params.labels:q} --seed {params.seed}"
         " --journal {params.journal} --out {output.samples} {params.run} --log {log}"

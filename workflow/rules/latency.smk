@@ -22,8 +22,9 @@ rule latency:
         options=study.flags(
             config["latency"], "lengths", "budgets", "methods", "repeats", "warmups"
         ),
+        recipe=study.flags(config["lookaheadkv"], "pool", "kernel", "order"),
         study=STUDY,
         run=study.flags(config, "device", "dtype"),
     shell:
         "python -m lkv latency --model {params.model} --adapter {params.adapter} {params.options}"
-        " --study {params.study} --out {output.csv} {params.run} --log {log}"
+        " {params.recipe} --study {params.study} --out {output.csv} {params.run} --log {log}"
