@@ -522,6 +522,7 @@ def _quiet(path: Path | None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # a bar in a file is a line each time
+    logging.raiseExceptions = False  # a log on a full disk must not print tracebacks over the error
     log.setLevel(logging.INFO)
     log.propagate = False
     handler: logging.Handler = logging.NullHandler()

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from lkv.attention import SDPA
 from lkv.tiny import tiny_model
 
+torch.set_num_threads(1)  # tiny models: more threads wait for each other longer than they compute
+
 
 @pytest.fixture(params=["llama", "qwen3"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:

@@ -23,8 +23,8 @@ KINDS = ("topics", "code")
 # Normalised characters from which a shared paragraph ties two documents to one side.
 LONG_PARAGRAPH = 80
 
-# Left out of the code: tests, tables of characters, and the topics themselves.
-SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data"}
+# Left out of the code: tests, tables of characters, the topics themselves, and what quotes one at length.
+SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "pdb.py"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _code() -> tuple[Document, ...]:
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         # A distribution puts files of its own beside the library (site-packages, build records).
-        if SKIPPED_FOLDERS.intersection(parts) or parts[0].removesuffix(".py") not in sys.stdlib_module_names:
+        if SKIPPED.intersection(parts) or parts[0].removesuffix(".py") not in sys.stdlib_module_names:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         if text.strip() and quoted.isdisjoint(long_paragraphs(text)):
