@@ -239,3 +239,27 @@ def test_sliding_window_layers_are_left_alone():
         assert sum(k.shape[1] for k in row.keys[0::2]) == 80, method.name
         # 40 tokens: long enough for new tokens to leave the window again
         assert decode(model, whole, 40).tokens[0] == truth, method.name
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"prompt_lookup_num_tokens": 4}, "one at a time"),
+        ({"prefill_chunk_size": 40}, "one at a time"),
+        ({"use_cache": False}, "without a cache"),
+        ({"cache_implementation": "static"}, "no layer that entries can be dropped from"),
+    ],
+    ids=["assisted", "chunked", "no cache", "static cache"],
+)
+def test_ways_to_generate_that_would_go_wrong_silently_are_refused(prompt, settings, why):
+    model = observed("llama")
+    with pytest.raises(UserError, match=why), evicting(model, registry.get("snapkv"), 40):
+        model.generate(prompt, max_new_tokens=8, do_sample=False, **settings)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_engine_works_inside_the_context_too(model, prompt):
+    method = registry.get("snapkv")
+    expected = generate(model, prompt, method, 40, NEW).tokens
+    with evicting(model, method, 64):
+        assert generate(model, prompt, method, 40, NEW).tokens == expected
