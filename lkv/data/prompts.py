@@ -25,93 +25,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GIVEN = [
-    "Ada",
-    "Bela",
-    "Carlo",
-    "Dina",
-    "Emre",
-    "Fatou",
-    "Goran",
-    "Hana",
-    "Ivo",
-    "Jamal",
-    "Kira",
-    "Luan",
-    "Mina",
-    "Noor",
-    "Otto",
-    "Pia",
-    "Rui",
-    "Sara",
-    "Tove",
-    "Uma",
-]
+    "Ada", "Bela", "Carlo", "Dina", "Emre", "Fatou", "Goran", "Hana", "Ivo", "Jamal", "Kira", "Luan",
+    "Mina", "Noor", "Otto", "Pia", "Rui", "Sara", "Tove", "Uma",
+]  # fmt: skip
 FAMILY = [
-    "Abel",
-    "Boone",
-    "Castro",
-    "Dahl",
-    "Egger",
-    "Fuchs",
-    "Grau",
-    "Hegde",
-    "Ito",
-    "Jensen",
-    "Kovac",
-    "Lund",
-    "Moreau",
-    "Novak",
-    "Okoye",
-    "Perez",
-    "Quist",
-]
+    "Abel", "Boone", "Castro", "Dahl", "Egger", "Fuchs", "Grau", "Hegde", "Ito", "Jensen", "Kovac",
+    "Lund", "Moreau", "Novak", "Okoye", "Perez", "Quist",
+]  # fmt: skip
 CITIES = [
-    "Aarhus",
-    "Bergen",
-    "Cusco",
-    "Dakar",
-    "Essen",
-    "Faro",
-    "Graz",
-    "Hue",
-    "Izmir",
-    "Jena",
-    "Kyoto",
-    "Lviv",
-    "Murcia",
-    "Nantes",
-    "Oslo",
-    "Porto",
-]
+    "Aarhus", "Bergen", "Cusco", "Dakar", "Essen", "Faro", "Graz", "Hue", "Izmir", "Jena", "Kyoto",
+    "Lviv", "Murcia", "Nantes", "Oslo", "Porto",
+]  # fmt: skip
 THINGS = [
-    "anchor",
-    "basket",
-    "candle",
-    "drill",
-    "engine",
-    "funnel",
-    "gasket",
-    "hammer",
-    "kettle",
-    "ladder",
-    "mirror",
-    "needle",
-    "pump",
-    "ribbon",
-]
+    "anchor", "basket", "candle", "drill", "engine", "funnel", "gasket", "hammer", "kettle", "ladder",
+    "mirror", "needle", "pump", "ribbon",
+]  # fmt: skip
 TEAMS = [
-    "audit",
-    "billing",
-    "catering",
-    "design",
-    "energy",
-    "finance",
-    "gardens",
-    "housing",
-    "imports",
-    "kitchen",
-    "logistics",
-]
+    "audit", "billing", "catering", "design", "energy", "finance", "gardens", "housing", "imports",
+    "kitchen", "logistics",
+]  # fmt: skip
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
 
 
