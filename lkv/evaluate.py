@@ -53,7 +53,6 @@ def evaluate(
     for method in methods:
         check_budgets(method, budgets)
     journal = Journal(journal_path)
-    notice = journal.notice
     rows: list[dict[str, Any]] = []
     facts = [
         version,
@@ -77,7 +76,7 @@ def evaluate(
             journal.append([{"key": missing[cell], **found[cell]} for cell in missing])
         rows += [_row(loaded.name, record, labels, journal.cells[key]) for key in cells.values()]
     write_csv(out, rows, SAMPLE_COLUMNS)
-    return notice
+    return journal.notice
 
 
 def _cells(

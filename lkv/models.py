@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +53,8 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
         if not (folder / file).is_file() or sha256_file(folder / file) != expected:
             raise UserError(f"{folder / file} is missing or damaged; make it again with lkv model")
     chosen = choose_dtype(dtype, device)
-    try:
+    with _loading(str(folder), "make it again with lkv model"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load {folder}: {reason}; make it again with lkv model") from None
     tokenizer = load_tokenizer(folder)
     model.eval().requires_grad_(False)
     torch.nn.Module.to(model, device)  # transformers' own `to` hides its arguments from the type checker
@@ -67,12 +66,19 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of models/NAME, from that folder alone."""
     folder = Path(folder)
     require(read_json(folder / CARD), ("name",), folder / CARD, "lkv model")
-    try:
+    with _loading(f"{folder}'s tokenizer", "make it again with lkv model"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load {folder}'s tokenizer: {reason}; make it again with lkv model") from None
     return tokenizer
+
+
+@contextmanager
+def _loading(what: str, way_out: str) -> Iterator[None]:
+    """What transformers and safetensors raise on a damaged or foreign folder becomes one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load {what}: {reason}; {way_out}") from None
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> frozenset[int]:
@@ -197,14 +203,11 @@ def _from_folder(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTok
     path = Path(source["path"])
     if not (path / "config.json").is_file():
         raise UserError(f"no model at {path} (config.json is missing); set source.path to a model folder")
-    try:
+    with _loading(f"the model at {path}", "correct source.path"):
         return (
             AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True),
             AutoTokenizer.from_pretrained(path, local_files_only=True),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the model at {path}: {reason}; correct source.path") from None
 
 
 def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -135,13 +135,17 @@ def train(
     batches = _full_batches(prompts, schedule.batch, Random(schedule.seed))
     order = _epochs(len(batches), Random(schedule.seed), schedule.steps)
     kept: dict[int, Batch] = {}
+    kept_bytes = 0
     clock = time.perf_counter()
     with tqdm(total=schedule.steps, initial=len(rows), desc=f"train {arm}", unit="step") as bar:
         for step in range(len(rows), schedule.steps):
             prompts_here = batches[order[step]]
-            batch = kept.get(order[step]) or prepare(loaded, prompts_here)
-            if sum(b.bytes for b in kept.values()) + batch.bytes <= keep_bytes:
-                kept[order[step]] = batch
+            batch = kept.get(order[step])
+            if batch is None:
+                batch = prepare(loaded, prompts_here)
+                if kept_bytes + batch.bytes <= keep_bytes:
+                    kept[order[step]] = batch
+                    kept_bytes += batch.bytes
             loss = batch_loss(adapter, batch)
             rate = schedule.rate(step)
             optimizer.param_groups[0]["lr"] = rate
