@@ -1,8 +1,12 @@
-"""The one prompt layer: user text to token ids, through the tokenizer's own chat template."""
+"""The one prompt layer: text to token ids, through the tokenizer's own chat template or raw.
+
+One BOS, always: the template writes its own, and a raw prompt gets the tokenizer's.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
 
@@ -10,28 +14,65 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def chat_ids(tokenizer: PreTrainedTokenizerBase, user: str, answer_prefix: str = "") -> list[int]:
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, user: str, answer_prefix: str = "", template: bool = True
+) -> list[int]:
     """Token ids of one user turn, the assistant header, and `answer_prefix` as the answer's first words.
 
-    Thinking is off where the template knows it (Qwen3): with 32 to 128 new tokens a thinking model would
-    not reach its answer.
+    Without `template` the text stands alone. Thinking is off where the template knows it (Qwen3): with 32 to
+    128 new tokens a thinking model would not reach its answer.
     """
-    # The template writes its own BOS; adding special tokens again would double it.
-    return tokenizer(chat_text(tokenizer, user) + answer_prefix, add_special_tokens=False).input_ids
+    text = chat_text(tokenizer, user) if template else user
+    return list(tokenizer(text + answer_prefix, add_special_tokens=not template).input_ids)
+
+
+def record_ids(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]) -> list[int]:
+    """The whole prompt of a benchmark's record."""
+    return chat_ids(tokenizer, record["input"], record["answer_prefix"], record["template"])
+
+
+def record_parts(
+    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]
+) -> tuple[list[int], list[int]]:
+    """(context, question): the ids up to where the question begins, and the rest of the prompt.
+
+    The two are tokenised apart, because the context is read before its question is known.
+    """
+    if not record["question_at"]:
+        raise UserError(
+            f"{record['task']} names no place where its question begins, so that it cannot be run "
+            "question-blind; set protocol.question_aware: true"
+        )
+    context, question = record["input"][: record["question_at"]], record["input"][record["question_at"] :]
+    before, after = _around(tokenizer) if record["template"] else ("", "")
+    head = tokenizer(before + context, add_special_tokens=not record["template"]).input_ids
+    rest = tokenizer(question + after + record["answer_prefix"], add_special_tokens=False).input_ids
+    if not rest:
+        raise UserError(f"{record['task']} has nothing after its context; set protocol.question_aware: true")
+    return list(head), list(rest)
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """One user turn and the assistant header as the tokenizer's own template writes them."""
+    return conversation_text(tokenizer, [{"role": "user", "content": user}])
+
+
+def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    """Turns ({role, content}) and the assistant header as the tokenizer's own template writes them."""
     if not tokenizer.chat_template:
         raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
-            "use an instruct model, or set chat_template in its tokenizer_config.json"
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct model, set "
+            "chat_template in its tokenizer_config.json, or set protocol.template: none in the study's config"
         )
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": user}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
     assert isinstance(text, str)
     return text
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the template writes before and after a user turn."""
+    mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+    before, _, after = chat_text(tokenizer, mark).partition(mark)
+    return before, after

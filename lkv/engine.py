@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 
 from lkv import observe as maths
 from lkv.attention import BACKEND_NAMES, Pass
-from lkv.cache import Row, RowsCache, entries, full_layers, gather, prompt_cache, windows
+from lkv.cache import EvictableLayer, Row, RowsCache, entries, full_layers, gather, prompt_cache, windows
 from lkv.errors import UserError
 from lkv.interface import Importance, Method, Observers, PromptRows, Ranking, Recorded, Tail
 from lkv.select import select
@@ -38,7 +38,11 @@ class Prefilled:
     """A prompt after its prefill: ids [B, N], the full cache, and the first answer token of each row.
 
     `seen` holds the importance that the prefill pass itself recorded. `answer_tokens` is how long the model's
-    own answer may get (the oracle's observers), `seed` feeds methods that draw at random.
+    own answer may get (the oracle's observers), `seed` feeds methods that draw at random. `banned` tokens
+    cannot come first in an answer. `question` [B, n] is fed between this prompt and its answer, and is no
+    part of what is evicted.
+
+    After `extend` the cache stores fewer entries than the prompt has tokens; importance is over the stored.
     """
 
     model: PreTrainedModel
@@ -49,6 +53,8 @@ class Prefilled:
     stop: frozenset[int] = frozenset()
     answer_tokens: int = 32
     seed: int = 0
+    banned: frozenset[int] = frozenset()
+    question: Tensor | None = None
     _answers: list[list[int]] | None = field(default=None, repr=False)
 
     @property
@@ -59,11 +65,16 @@ class Prefilled:
     def kv_heads(self) -> int:
         return entries(self.cache, full_layers(self.cache)[0])[0].shape[1]
 
+    def stored(self, layer: int) -> int:
+        """Entries that a layer holds."""
+        return entries(self.cache, layer)[0].shape[2]
+
     @property
     def answers(self) -> list[list[int]]:
         """The model's own greedy answers from the full cache, without their stop token."""
         if self._answers is None:
-            self._answers = decode(self.model, compact(self, None), self.answer_tokens, self.stop).tokens
+            asked = self if self.question is None else extend(self, None, self.question)
+            self._answers = decode(self.model, compact(asked, None), self.answer_tokens, self.stop).tokens
         return self._answers
 
     @answers.setter
@@ -120,11 +131,42 @@ def prefill(
             logits_to_keep=torch.tensor([length - 1], device=ids.device),
             lkv_pass=Pass(observe=record) if rows or tail else None,
         )
-        first = out.logits[:, -1].argmax(-1)
+        first = _first(out.logits[:, -1], settings.get("banned"))
     if tail is not None:
         cache.crop(length - cache.get_seq_length())
-    prefilled = Prefilled(model, ids, cache, first.tolist(), seen, **settings)
+    prefilled = Prefilled(model, ids, cache, first, seen, **settings)
     return prefilled, ahead if tail is not None else None
+
+
+@torch.no_grad()
+def extend(
+    prefilled: Prefilled, kept: Sequence[Tensor] | None, ids: Tensor, rows: Sequence[PromptRows] = ()
+) -> Prefilled:
+    """More prompt, ids int64 [B, n], read on what `kept` (None: all) leaves of the cache; the rest is gone.
+
+    Returns a new Prefilled, whose `rows` are among the n new tokens; the given one is unchanged.
+    """
+    model, before, new = prefilled.model, prefilled.length, ids.shape[1]
+    cache = prompt_cache(model.config)
+    for layer, old in zip(cache.layers, prefilled.cache.layers, strict=True):
+        vars(layer).update(vars(old))  # references: keep and the pass below make new tensors
+    if kept is not None:
+        for i, index in zip(full_layers(cache), kept, strict=True):
+            layer = cache.layers[i]
+            assert isinstance(layer, EvictableLayer)
+            layer.keep(index)
+    seen: dict[PromptRows, Importance] = {row: [] for row in rows}
+    out = model(
+        input_ids=ids,
+        position_ids=torch.arange(before, before + new, device=ids.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        lkv_pass=Pass(observe=watcher(cache, seen, new)) if rows else None,
+    )
+    first = _first(out.logits[:, -1], prefilled.banned)
+    whole = torch.cat([prefilled.ids, ids], 1)
+    return replace(prefilled, ids=whole, cache=cache, first=first, seen=seen, question=None, _answers=None)
 
 
 def prefill_observed(
@@ -154,19 +196,20 @@ def rides_along(model: PreTrainedModel) -> bool:
 
 
 def watcher(
-    cache: Cache, seen: dict[PromptRows, Importance], length: int
+    cache: Cache, seen: dict[PromptRows, Importance], fed: int
 ) -> Callable[[int, Tensor, Tensor, float], None]:
-    """A `Pass.observe` that fills `seen`, layer by layer, with what rows of a prompt of `length` see."""
+    """A `Pass.observe` that fills `seen`, layer by layer, with what rows of the `fed` prompt tokens see."""
     evictable = set(full_layers(cache))
 
     def record(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
         if layer not in evictable:
             return
-        keys = key[:, :, :length]
+        stored = key.shape[2] - query.shape[2] + fed
+        keys = key[:, :, :stored]
         for row, importance in seen.items():
-            last = length if row.last is None else min(row.last, length)
-            queries = query[:, :, length - last : length]
-            seen_by = maths.importance(queries, keys, scaling, length, length - last, over=row.over)
+            last = fed if row.last is None else min(row.last, fed)
+            queries = query[:, :, fed - last : fed]
+            seen_by = maths.importance(queries, keys, scaling, stored, stored - last, over=row.over)
             importance.append(seen_by)
 
     return record
@@ -180,17 +223,17 @@ def look(prefilled: Prefilled, tail: Tail) -> Importance:
     cache, model = prefilled.cache, prefilled.model
     kept = [dict(vars(layer)) for layer in cache.layers]  # references: the pass concatenates into new tensors
     evictable, importance = set(full_layers(cache)), []
-    length = prefilled.length
 
     def record(layer: int, query: Tensor, key: Tensor, scaling: float) -> None:
         if layer in evictable:
-            importance.append(_tail_importance(tail, query, key, scaling, length))
+            stored = key.shape[2] - query.shape[2]
+            importance.append(_tail_importance(tail, query, key, scaling, stored))
 
     try:
         with _active(tail):
             model.base_model(
                 inputs_embeds=_embedded(model, tail),
-                position_ids=_positions(tail, length),
+                position_ids=_positions(tail, prefilled.length),
                 past_key_values=cache,
                 use_cache=True,
                 lkv_pass=Pass(observe=record),
@@ -221,14 +264,15 @@ def _importance(prefilled: Prefilled, observers: Observers) -> Importance:
     if isinstance(observers, PromptRows):
         return prefilled.seen[observers]
     if isinstance(observers, Tail):
-        return look(prefilled, observers)
+        return _with_beside(prefilled, observers, look(prefilled, observers), observers.tokens.shape[1])
     if isinstance(observers, Recorded):
-        return _recorded(prefilled, observers)
+        rows = observers.queries[0].shape[2]
+        return _with_beside(prefilled, observers, _recorded(prefilled, observers), rows)
     assert isinstance(observers, Ranking)
     heads = prefilled.model.config.get_text_config().num_attention_heads
-    batch, prompt = prefilled.ids.shape
+    batch = prefilled.ids.shape[0]
     return [
-        observers.rank(batch, heads, prompt, layer, prefilled.seed).to(prefilled.ids.device)
+        observers.rank(batch, heads, prefilled.stored(layer), layer, prefilled.seed).to(prefilled.ids.device)
         for layer in full_layers(prefilled.cache)
     ]
 
@@ -237,28 +281,35 @@ def _recorded(prefilled: Prefilled, observers: Recorded) -> Importance:
     layers = full_layers(prefilled.cache)
     attention = prefilled.model.base_model.get_submodule(f"layers.{layers[0]}.self_attn")
     # `first` stays None: a draft's queries see every prompt key, however early in the draft they stand.
-    importance = [
+    return [
         maths.importance(
             observers.queries[i],
             entries(prefilled.cache, i)[0],
             float(attention.scaling),  # type: ignore[arg-type]
-            prefilled.length,
+            prefilled.stored(i),
             over=observers.over,
             valid=observers.valid,
         )
         for i in layers
     ]
+
+
+def _with_beside(
+    prefilled: Prefilled, observers: Tail | Recorded, importance: Importance, rows: int
+) -> Importance:
+    """What the observers' `rows` saw, put together with what the prompt rows `beside` them saw."""
     if observers.beside is None:
         return importance
-    assert observers.over == observers.beside.over == "mean"
+    assert observers.over == observers.beside.over, "one reduction over all observers"
+    pairs = list(zip(importance, prefilled.seen[observers.beside], strict=True))
+    if observers.over == "max":
+        return [torch.maximum(mine, theirs) for mine, theirs in pairs]
     beside = min(observers.beside.last or prefilled.length, prefilled.length)
-    batch, drafted = observers.queries[0].shape[0], observers.queries[0].shape[2]
-    counted = importance[0].new_full((batch,), drafted) if observers.valid is None else observers.valid.sum(1)
+    counted = pairs[0][0].new_full((pairs[0][0].shape[0],), rows)
+    if observers.valid is not None:
+        counted = observers.valid.sum(1)
     share = (counted / (counted + beside))[:, None, None]
-    return [
-        share * mine + (1 - share) * theirs
-        for mine, theirs in zip(importance, prefilled.seen[observers.beside], strict=True)
-    ]
+    return [share * mine + (1 - share) * theirs for mine, theirs in pairs]
 
 
 def answer_tail(prefilled: Prefilled) -> Tail:
@@ -268,7 +319,11 @@ def answer_tail(prefilled: Prefilled) -> Tail:
     device = prefilled.ids.device
     tokens = torch.tensor([a + [0] * (longest - len(a)) for a in answers], device=device)
     written = torch.tensor([len(a) for a in answers], device=device)
-    return Tail(tokens, valid=torch.arange(longest, device=device) < written[:, None])
+    valid = torch.arange(longest, device=device) < written[:, None]
+    if prefilled.question is not None:  # read in between, and not an observer itself
+        tokens = torch.cat([prefilled.question, tokens], 1)
+        valid = torch.cat([torch.zeros_like(prefilled.question, dtype=torch.bool), valid], 1)
+    return Tail(tokens, valid=valid)
 
 
 @torch.no_grad()
@@ -401,8 +456,15 @@ def require_observable(model: PreTrainedModel) -> None:
         )
 
 
-def _tail_importance(tail: Tail, queries: Tensor, keys: Tensor, scaling: float, length: int) -> Tensor:
-    return maths.importance(queries, keys, scaling, length, length, over=tail.over, valid=tail.valid)
+def _tail_importance(tail: Tail, queries: Tensor, keys: Tensor, scaling: float, stored: int) -> Tensor:
+    return maths.importance(queries, keys, scaling, stored, stored, over=tail.over, valid=tail.valid)
+
+
+def _first(logits: Tensor, banned: frozenset[int] | None) -> list[int]:
+    """Greedy first token of each row: logits [B, vocabulary]."""
+    if banned:
+        logits = logits.index_fill(-1, torch.tensor(sorted(banned), device=logits.device), float("-inf"))
+    return [int(token) for token in logits.argmax(-1)]
 
 
 def _embedded(model: PreTrainedModel, tail: Tail) -> Tensor:

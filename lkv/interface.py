@@ -53,20 +53,23 @@ class Tail:
     """Observers are tokens placed after the prompt, at positions N, N+1, …; they see it whole.
 
     `tokens` holds ids [B, R] (int64) or embeddings [B, R, hidden]; rows where `valid` [B, R] is False are
-    padding. `active` is entered around the pass: the adapter that works on these rows alone.
+    padding. `active` is entered around the pass: the adapter that works on these rows alone. `beside` names
+    prompt rows that look as well (see Recorded).
     """
 
     tokens: Tensor
     valid: Tensor | None = None
     over: Over = "mean"
     active: Callable[[], AbstractContextManager[None]] | None = None
+    beside: PromptRows | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
     """Observers' queries from a pass of its own: one [B, H, R, D] a layer; they see the prompt whole.
 
-    `beside` names prompt rows that look as well, each row counting as much as a recorded one.
+    `beside` names prompt rows that look as well, put together in the same way (`over`), each row counting as
+    much as a recorded one.
     """
 
     queries: Sequence[Tensor]

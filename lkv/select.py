@@ -18,12 +18,12 @@ def select(importance: Sequence[Tensor], recipe: Recipe, budget: int, kv_heads: 
 
     importance: one [B, H, N] a layer. Decided before any schedule: a prompt that fits is left whole.
     """
-    prompt = importance[0].shape[-1]
-    if budget >= prompt:
+    stored = [layer.shape[-1] for layer in importance]  # unequal only where layers were evicted before
+    if budget >= max(stored):
         return None
-    budgets = layer_budgets(recipe, budget, len(importance), prompt)
+    budgets = layer_budgets(recipe, budget, len(importance), max(stored))
     scores = [candidate_scores(layer, recipe, kv_heads) for layer in importance]
-    return [keep(s, recipe, c, prompt) for s, c in zip(scores, budgets, strict=True)]
+    return [keep(s, recipe, min(c, n), n) for s, c, n in zip(scores, budgets, stored, strict=True)]
 
 
 def candidate_scores(importance: Tensor, recipe: Recipe, kv_heads: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from lkv import registry
 from lkv.attention import SDPA, observable
 from lkv.cache import full_layers, prompt_cache
-from lkv.engine import compact, decode, decode_all, evict, observe, prefill
+from lkv.engine import answer_tail, compact, decode, decode_all, evict, extend, look, observe, prefill
 from lkv.errors import UserError
 from lkv.generate import evicting, generate
 from lkv.interface import PromptRows, Recipe
@@ -263,3 +264,75 @@ def test_the_engine_works_inside_the_context_too(model, prompt):
     expected = generate(model, prompt, method, 40, NEW).tokens
     with evicting(model, method, 64):
         assert generate(model, prompt, method, 40, NEW).tokens == expected
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "pyramid"])
+def test_a_question_read_after_the_eviction_sees_only_what_was_kept(model, prompt, schedule):
+    question = torch.randint(0, 256, (1, 9), generator=torch.Generator().manual_seed(11))
+    prefilled, _ = prefill(model, prompt, [PromptRows(8)])
+    kept = select(prefilled.seen[PromptRows(8)], Recipe(window=8, schedule=schedule), 40, prefilled.kv_heads)
+    assert kept is not None
+    before = [layer.keys.clone() for layer in prefilled.cache.layers]
+    asked = extend(prefilled, kept, question)
+    assert [asked.stored(i) for i in range(3)] == [k.shape[-1] + 9 for k in kept]
+    with logits_of(model) as seen:
+        tokens = decode(model, compact(asked, None), NEW).tokens[0]
+    sequence = torch.cat([prompt, question, torch.tensor([tokens])], 1)
+    truth = masked_full_cache(model, sequence, prompt.shape[1], kept)[:, prompt.shape[1] + 8 : -1]
+    assert asked.first == [int(truth[0, 0].argmax())]
+    assert (torch.cat(seen, 1) - truth[:, 1:]).abs().max() <= 2e-5
+    assert all(torch.equal(a, b.keys) for a, b in zip(before, prefilled.cache.layers, strict=True))
+
+
+def test_a_prompt_read_in_two_parts_is_the_prompt_read_at_once(model, prompt):
+    rows = [PromptRows(8)]
+    whole, _ = prefill(model, prompt, rows)
+    part, _ = prefill(model, prompt[:, :100], rows)
+    joined = extend(part, None, prompt[:, 100:], rows)
+    assert (joined.first, joined.length) == (whole.first, whole.length)
+    for mine, theirs in zip(joined.seen[rows[0]], whole.seen[rows[0]], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    for method in every_method(model):
+        full, _ = prefill(model, prompt, method.rows)
+        again = extend(prefill(model, prompt[:, :100])[0], None, prompt[:, 100:], method.rows)
+        if PromptRows(None) not in method.rows:  # H2O's rows are those of the last part alone
+            for mine, theirs in zip(
+                observe(again, method, [40])[0], observe(full, method, [40])[0], strict=True
+            ):
+                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_a_prompt_evicted_twice_keeps_the_budget_and_what_was_dropped_stays_dropped(model, prompt):
+    for method in every_method(model):
+        prefilled, _ = prefill(model, prompt, method.rows)
+        kept = select(observe(prefilled, method, [40])[0], method.recipe, 40, prefilled.kv_heads)
+        assert kept is not None
+        longer = extend(prefilled, kept, prompt[:, :50], method.rows)
+        first = [layer.keys.clone() for layer in longer.cache.layers]
+        [[row]] = evict(longer, method, [40])
+        assert row.position == 200
+        for keys, before in zip(row.keys, first, strict=True):
+            assert keys.shape[1] <= 40 or method.recipe.schedule == "pyramid"
+            rows_before = {tuple(key) for head in before[0].tolist() for key in head}
+            assert all(tuple(key) in rows_before for head in keys.tolist() for key in head)
+        assert sum(k.shape[1] for k in row.keys) <= 40 * len(row.keys)
+
+
+def test_the_oracle_of_a_question_blind_run_is_the_answer_that_follows_the_question(model, prompt):
+    context, question = prompt[:, :120], prompt[:, 120:]
+    blind, _ = prefill(model, context, answer_tokens=6)
+    asked = replace(blind, question=question, first=extend(blind, None, question).first)
+    whole, _ = prefill(model, prompt, answer_tokens=6)
+    assert asked.answers == whole.answers
+    mine = look(asked, answer_tail(asked))
+    theirs = look(whole, answer_tail(whole))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b[..., :120], rtol=1e-3, atol=1e-6)
+
+
+def test_a_banned_token_cannot_come_first(model, prompt):
+    first = prefill(model, prompt)[0].first[0]
+    banned, _ = prefill(model, prompt, banned=frozenset({first}))
+    logits = model(prompt).logits[0, -1]
+    logits[first] = -torch.inf
+    assert banned.first == [int(logits.argmax())]
