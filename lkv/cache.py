@@ -80,6 +80,17 @@ def stored_bytes(cache: Cache) -> int:
     return sum(tensor_bytes(entries(cache, layer)) for layer in range(len(cache.layers)))
 
 
+def kept_bytes(cache: Cache, kept: Sequence[Tensor] | None) -> int:
+    """Exact size of a cache after `kept`, int64 [B, K, C_l] a full-attention layer, is all that they hold."""
+    total = stored_bytes(cache)
+    if kept is None:
+        return total
+    for layer, index in zip(full_layers(cache), kept, strict=True):
+        held = entries(cache, layer)
+        total -= tensor_bytes(held) * (held[0].shape[2] - index.shape[-1]) // held[0].shape[2]
+    return total
+
+
 @dataclass(eq=False)
 class Row:
     """One sequence ready to decode: keys and values [K, C_l, D] a layer, next position, last token."""

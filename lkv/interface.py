@@ -96,6 +96,7 @@ class Method:
     budget (the same object for all where the budget does not matter; it is then looked at once). Such a
     function may use what `reads` had the prefill pass record. `version` goes up when results change;
     `identity` names what the method brings along (an adapter's hash), so that the journal tells two apart.
+    `knows_answer`: the observers are the answer itself, so the choice differs from question to question.
     `ahead(model, batch)` gives a tail that is known before the prompt is read, and so can ride along in its
     prefill (single pass).
     """
@@ -108,6 +109,7 @@ class Method:
     identity: str = ""
     ahead: Callable[[PreTrainedModel, int], Tail] | None = None
     least_budget: int = 1
+    knows_answer: bool = False
 
     @property
     def rows(self) -> tuple[PromptRows, ...]:

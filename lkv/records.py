@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 # Column order is part of the contract: results/README.md explains each column.
 SAMPLE_COLUMNS = (
-    "study", "model", "benchmark", "task", "length", "sample", "method", "budget", "protocol", "haystack",
-    "score", "recall", "recall_raw", "kept_mean", "kept_bytes", "prompt_tokens", "new_tokens", "status",
+    "study", "model", "benchmark", "task", "length", "sample", "planned", "method", "budget", "protocol",
+    "haystack", "score", "recall", "recall_raw", "kept_mean", "kept_bytes", "prompt_tokens", "new_tokens",
+    "status",
 )  # fmt: skip
 ACCURACY_COLUMNS = (
     "study", "model", "benchmark", "task", "length", "protocol", "haystack", "method", "budget", "n",

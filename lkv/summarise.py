@@ -56,7 +56,7 @@ def summarise(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFr
     `haystack` and covers that source's tasks and all built-in ones; two sources give two average rows; with
     no source the value is "built-in", and empty where the benchmark has texts of its own.
 
-    n counts the rows with status ok, n_planned all rows. A method that lacks a task (or has no ok row in it)
+    n counts the rows with status ok, n_planned what the study planned (column `planned`). A method that lacks a task (or has no ok row in it)
     gets an average row without a mean, because the mean of the other tasks is another quantity.
 
     Paired differences take the samples that both sides have. accuracy's `diff_vs_lookaheadkv` is method minus
@@ -81,8 +81,9 @@ def summarise(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFr
     for names, group in samples.groupby(list(GROUP), sort=True):
         head = dict(zip(GROUP, names, strict=True))
         values = _values(group)
-        counts = group.assign(ok=group["status"] == "ok").groupby(list(CELL))["ok"].agg(["sum", "size"])
-        planned = {cell: (int(ok), int(size)) for cell, ok, size in counts.itertuples()}
+        cells = group.assign(ok=group["status"] == "ok").groupby(list(CELL))
+        counts = cells.agg(ok=("ok", "sum"), rows=("ok", "size"), planned=("planned", "max"))
+        planned = {cell: (int(ok), int(max(rows, plan))) for cell, ok, rows, plan in counts.itertuples()}
         budgets = {m: sorted(group.loc[group["method"] == m, "budget"].unique()) for m in methods}
         for (task, haystack), parts in _rows(group):
             row = head | {"task": task, "haystack": haystack}

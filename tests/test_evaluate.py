@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import string
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lkv import evaluate as module
-from lkv.chat import chat_ids
+from lkv.chat import chat_ids, record_parts
+from lkv.engine import compact, decode, extend, observe, prefill
 from lkv.errors import UserError
 from lkv.evaluate import evaluate
 from lkv.interface import Method
+from lkv.journal import Journal
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, load, obtain
 from lkv.records import SAMPLE_COLUMNS
 from lkv.registry import FULL, METHODS, get
+from lkv.select import select
 
 LAYERS, KV_HEADS, HEAD_DIM, FLOAT32 = 4, 2, 16, 4  # four layers: PyramidKV's steps are no whole numbers
 SOURCE = {
@@ -36,7 +40,6 @@ SOURCE = {
 }
 BUDGETS = [40, 64]
 NEW = 12
-LABELS = {"study": "mine", "protocol": "test"}
 TEXTS = ["Rain fell on the harbour. " * 5, "Seven ships lay at anchor, " * 5]
 
 Evaluate = Callable[..., list[dict[str, str]]]
@@ -98,6 +101,14 @@ def records(answers: list[tuple[int, str]]) -> list[dict[str, Any]]:
             "prompt_tokens": tokens,
             "haystack": "noise",
             "metric": "all",
+            "planned": 2,
+            "protocol": "test",
+            "question_aware": True,
+            "template": True,
+            "question_at": text.rfind("ships" if "ships" in text else "harbour"),
+            "classes": [],
+            "stops": [],
+            "min_new_tokens": 0,
         }
         for sample, (text, (tokens, answer)) in enumerate(zip(TEXTS, answers, strict=True))
     ]
@@ -124,7 +135,7 @@ def run(
             "records": records,
             "methods": methods(adapters[0]),
             "budgets": BUDGETS,
-            "labels": LABELS,
+            "study": "mine",
             "seed": 7,
             "journal_path": tmp_path / "journal.jsonl",
             "out": tmp_path / "out.csv",
@@ -159,7 +170,7 @@ def finished(
     """The folder of one whole run, to read only."""
     folder = tmp_path_factory.mktemp("finished")
     journal, out = folder / "journal.jsonl", folder / "out.csv"
-    evaluate(loaded, records, methods(adapters[0]), BUDGETS, LABELS, 7, journal, out)
+    evaluate(loaded, records, methods(adapters[0]), BUDGETS, "mine", 7, journal, out)
     return folder
 
 
@@ -290,7 +301,7 @@ def test_what_a_kill_tore_is_said(
     journal, out = tmp_path / "journal.jsonl", tmp_path / "out.csv"
     journal.write_bytes((finished / "journal.jsonl").read_bytes()[:-1])
     cells = len(METHODS) * len(BUDGETS) + 1
-    settings = (methods(adapters[0]), BUDGETS, LABELS, 7, journal, out)
+    settings = (methods(adapters[0]), BUDGETS, "mine", 7, journal, out)
     assert f"dropped {cells} torn" in evaluate(loaded, records, *settings)
     assert evaluate(loaded, records, *settings) == ""
 
@@ -349,7 +360,7 @@ def test_another_adapter_changes_lookaheadkvs_cells_alone(
 def test_the_studys_name_is_a_label_and_costs_nothing(run: Evaluate, decoded: list[int]) -> None:
     before = run()
     decoded.clear()
-    after = run(labels=LABELS | {"study": "another"})
+    after = run(study="another")
     assert decoded == []
     assert after == [row | {"study": "another"} for row in before]
 
@@ -359,7 +370,10 @@ def test_the_studys_name_is_a_label_and_costs_nothing(run: Evaluate, decoded: li
     [
         {"seed": 8},
         {"version": 2},
-        {"labels": LABELS | {"protocol": "official"}},
+        {"protocol": "official"},
+        {"stops": ["."]},
+        {"min_new_tokens": 1},
+        {"template": False},
         {"input": "Snow."},
         {"answer_prefix": "A:"},
         {"max_new_tokens": 4},
@@ -423,3 +437,117 @@ def test_no_records_are_refused(run: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no records; build it again with lkv data"):
         run(records=[])
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def prefills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The prompt length of each prefill."""
+    lengths: list[int] = []
+    whole = module.prefill
+
+    def counted(model: Any, ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        lengths.append(ids.shape[1])
+        return whole(model, ids, *args, **kwargs)
+
+    monkeypatch.setattr(module, "prefill", counted)
+    return lengths
+
+
+@pytest.fixture
+def blind(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Three questions on two contexts, to be read after the eviction."""
+    contexts = [TEXTS[0], TEXTS[1], TEXTS[0]]
+    questions = ["Where did the rain fall?", "How many ships?", "Did it rain?"]
+    return [
+        records[0]
+        | {
+            "sample": sample,
+            "planned": 3,
+            "question_aware": False,
+            "input": context + question,
+            "question_at": len(context),
+        }
+        for sample, (context, question) in enumerate(zip(contexts, questions, strict=True))
+    ]
+
+
+def test_questions_on_one_context_share_its_prefill_and_its_eviction(
+    run: Evaluate, prefills: list[int], blind: list[dict[str, Any]], loaded: Loaded
+) -> None:
+    rows = run(records=blind)
+    contexts = [len(record_parts(loaded.tokenizer, record)[0]) for record in blind]
+    assert prefills == contexts[:2]
+    assert [row["sample"] for row in rows] == sorted(row["sample"] for row in rows)
+    for row in rows:
+        kept = contexts[int(row["sample"])] if row["method"] == FULL else int(row["budget"])
+        assert float(row["kept_mean"]) == kept
+        assert int(row["kept_bytes"]) == kept * 2 * LAYERS * KV_HEADS * HEAD_DIM * FLOAT32
+
+
+def test_a_question_blind_answer_is_that_of_the_engine_step_by_step(
+    run: Evaluate, blind: list[dict[str, Any]], loaded: Loaded, tmp_path: Path
+) -> None:
+    method = get("snapkv")
+    run(records=blind, methods=[method], budgets=[40])
+    found = {
+        (cell["sample"], cell["method"]): cell for cell in Journal(tmp_path / "journal.jsonl").cells.values()
+    }
+    for record in blind:
+        context, question = (torch.tensor([ids]) for ids in record_parts(loaded.tokenizer, record))
+        whole = loaded.model.generate(torch.cat([context, question], 1), max_new_tokens=NEW, do_sample=False)[
+            0, context.shape[1] + question.shape[1] :
+        ]
+        assert found[record["sample"], FULL]["tokens"] == [t for t in whole.tolist() if t != 257]
+        prefilled, _ = prefill(loaded.model, context, method.rows)
+        kept = select(observe(prefilled, method, [40])[0], method.recipe, 40, prefilled.kv_heads)
+        rows = compact(extend(prefilled, kept, question), None)
+        assert (
+            found[record["sample"], "snapkv"]["tokens"]
+            == decode(loaded.model, rows, NEW, loaded.stop).tokens[0]
+        )
+
+
+def test_a_question_blind_run_that_was_stopped_goes_on_with_the_same_bytes(
+    run: Evaluate, blind: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run(records=blind)
+    whole, journal = (tmp_path / "out.csv").read_bytes(), tmp_path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for cut in (len(lines) // 3, 2 * len(lines) // 3):
+        journal.write_bytes(b"".join(lines[:cut]))
+        run(records=blind)
+        assert (tmp_path / "out.csv").read_bytes() == whole
+
+
+def test_without_a_place_where_the_question_begins_blind_is_refused(
+    run: Evaluate, blind: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(UserError, match=r"no place where its question begins.*question_aware: true"):
+        run(records=[blind[0] | {"question_at": 0}])
+
+
+def test_a_tasks_own_stop_text_ends_the_answer_but_not_before_its_first_token(
+    run: Evaluate, records: list[dict[str, Any]], loaded: Loaded, tmp_path: Path
+) -> None:
+    def tokens() -> list[int]:
+        [cell] = Journal(tmp_path / "journal.jsonl").cells.values()
+        (tmp_path / "journal.jsonl").unlink()
+        return cell["tokens"]
+
+    def answer(**changes: Any) -> list[int]:
+        run(methods=[], records=[records[0] | changes])
+        return tokens()
+
+    def text(token: int) -> str:
+        """The text of a token, or "" for part of a character: no text to stop at."""
+        said = loaded.tokenizer.decode([token])
+        return said if loaded.tokenizer(said, add_special_tokens=False).input_ids == [token] else ""
+
+    prefix, free = next(
+        (p, said) for p in string.printable for said in [answer(answer_prefix=p)] if text(said[0])
+    )
+    later = next(token for token in free[1:] if text(token) and token != free[0])
+    assert answer(answer_prefix=prefix, stops=[text(later)]) == free[: free.index(later)]
+    assert answer(answer_prefix=prefix, stops=[text(free[0])]) == []
+    spared = answer(answer_prefix=prefix, stops=[text(free[0])], min_new_tokens=1)
+    assert spared[:1] not in ([], free[:1])

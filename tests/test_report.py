@@ -64,7 +64,13 @@ def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% 
                 lost = (task, method, budget, sample) == ("vt", "snapkv", 64, 3)
                 recall = RECALL.get(method, np.nan) + 0.01 * sample
                 where = {"study": "s", "model": model, "benchmark": "ruler", "task": task, "length": 1024}
-                cell = {"sample": sample, "method": method, "budget": budget, "protocol": "demo"}
+                cell = {
+                    "sample": sample,
+                    "planned": 4,
+                    "method": method,
+                    "budget": budget,
+                    "protocol": "demo",
+                }
                 figures = {"score": score, "recall": recall, "recall_raw": recall, "kept_mean": budget}
                 end = {"haystack": haystack, "status": "out of memory" if lost else "ok"}
                 samples.append(where | cell | figures | end)
@@ -235,7 +241,8 @@ def test_latex_and_markdown_escape_every_special_character():
 
 def test_one_sample_a_task_gives_a_table_without_intervals(study, tmp_path):
     samples = records.read_csv(study / "samples.csv", records.SAMPLE_COLUMNS)
-    records.write_csv(tmp_path / "one.csv", samples[samples["sample"] == 0], records.SAMPLE_COLUMNS)
+    one = samples[samples["sample"] == 0].assign(planned=1)
+    records.write_csv(tmp_path / "one.csv", one, records.SAMPLE_COLUMNS)
     write_summary([tmp_path / "one.csv"], tmp_path / "accuracy.csv", tmp_path / "paired.csv", seed=1)
     write_table(tmp_path, tmp_path / "t")
     assert markdown_cells(read(tmp_path / "t", "md"))["LookaheadKV"][:2] == ["**100.0**", "50.0"]

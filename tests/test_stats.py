@@ -157,6 +157,7 @@ def samples(*rows: tuple) -> pd.DataFrame:
             "kept_bytes": 10 * budget,
         }
         cell = {"task": task, "haystack": haystack, "sample": sample, "method": method, "budget": budget}
+        cell["planned"] = 1
         end = {"kept_mean": budget, "prompt_tokens": 1000, "new_tokens": 8, "status": (*status, "ok")[0]}
         records.append(fixed | cell | figures | end)
     return pd.DataFrame(records, columns=list(SAMPLE_COLUMNS))
