@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+DATE = "26 Jul 2024"  # Llama-3's templates write today's otherwise: another prompt every day
+
+
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase, user: str, answer_prefix: str = "", template: bool = True
 ) -> list[int]:
@@ -65,7 +68,11 @@ def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, 
             "chat_template in its tokenizer_config.json, or set protocol.template: none in the study's config"
         )
     text = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        turns,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string=DATE,
     )
     assert isinstance(text, str)
     return text

@@ -70,8 +70,12 @@ def generate(
 
 
 @contextmanager
-def evicting(model: PreTrainedModel, method: Method, budget: int) -> Iterator[None]:
+def evicting(
+    model: PreTrainedModel, method: Method, budget: int, answer_tokens: int = Prefilled.answer_tokens
+) -> Iterator[None]:
     """Inside, each prompt that the model prefills is evicted to `budget` entries; its `generate()` works.
+
+    `answer_tokens` matters to methods that write an answer of their own first (a draft, the oracle).
 
     Works by hooks on the model's forward: the prefill call is watched, then the cache that was passed in
     drops its entries. Prompts of one batch must have one length (no padding).
@@ -118,7 +122,9 @@ def evicting(model: PreTrainedModel, method: Method, budget: int) -> Iterator[No
             return
         watched = None
         cache, first = kwargs["past_key_values"], out.logits[:, -1].argmax(-1).tolist()
-        prefilled = Prefilled(model, _ids(args, kwargs), cache, first, dict(seen), stop_ids(model))
+        prefilled = Prefilled(
+            model, _ids(args, kwargs), cache, first, dict(seen), stop_ids(model), answer_tokens
+        )
         inside = True
         try:
             with torch.no_grad():

@@ -2,33 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from lkv.engine import compact, decode, prefill
+from lkv.cache import Row
+from lkv.data.frozen import freeze
+from lkv.data.shards import Notify, Stored, finished
+from lkv.engine import compact, decode_all, prefill
+from lkv.errors import UserError
 from lkv.models import Loaded
+
+log = logging.getLogger("lkv")
 
 
 def respond(
     loaded: Loaded, prompts: Sequence[dict[str, Any]], tokens: int, at_once: int
 ) -> Iterator[dict[str, Any]]:
-    """Each prompt with "response": up to `tokens` greedy token ids, the stop token left out.
-
-    Prompts of one length are answered `at_once` at a time; the order of the prompts is kept per length.
-    """
+    """Each prompt with "response": up to `tokens` greedy token ids, the stop token left out, by length."""
     by_length = sorted(prompts, key=lambda prompt: (prompt["length"], prompt["id"]))
+    return _responses(loaded, tqdm(by_length, desc="responses", unit="prompt"), tokens, at_once)
+
+
+def respond_sharded(
+    loaded: Loaded,
+    prompts: Stored,
+    tokens: int,
+    at_once: int,
+    folder: str | Path,
+    shard: int = 512,
+    version: int = 1,
+    notify: Notify = log.warning,
+) -> list[Path]:
+    """Answers in `folder`/shard-00000.jsonl and so on ({"id", "response"}), `shard` prompts each.
+
+    Prompts go by length, so that a batch holds neighbours. Finished shards of the same run (prompts, model,
+    dtype, tokens, version) are kept: a killed run goes on, and ends in the same bytes. Damaged ones are
+    generated again; those of another run are a UserError, before anything is generated.
+    """
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(prompts.lengths, default=0)
+    if limit is not None and longest + tokens > limit:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and its answer up to {tokens}, {loaded.name}'s context "
+            f"is {limit}; give shorter prompts (train.max_tokens) or answers (train.response_tokens)"
+        )
+    order = sorted(range(len(prompts)), key=lambda i: (prompts.lengths[i], i))
+    parts = [order[start : start + shard] for start in range(0, len(order), shard)]
+    paths = [Path(folder) / f"shard-{number:05d}.jsonl" for number in range(len(parts))]
+    run = {
+        "prompts": prompts.sha256,
+        "model": loaded.name,
+        "fingerprint": loaded.fingerprint,
+        "dtype": loaded.dtype,
+        "stop": sorted(loaded.stop),
+        "tokens": tokens,
+        "shard": shard,
+        "version": version,
+    }
+    done = [finished(path, run, notify) for path in paths]
     with tqdm(total=len(prompts), desc="responses", unit="prompt") as bar:
-        for _, group in groupby(by_length, key=lambda prompt: prompt["length"]):
-            batch = list(group)
-            for start in range(0, len(batch), at_once):
-                part = batch[start : start + at_once]
-                ids = torch.tensor([prompt["ids"] for prompt in part], device=loaded.model.device)
-                prefilled, _ = prefill(loaded.model, ids)
-                answers = decode(loaded.model, compact(prefilled, None), tokens, loaded.stop).tokens
-                for prompt, first, answer in zip(part, prefilled.first, answers, strict=True):
-                    yield {**prompt, "response": answer or [first]}
+
+        def answers(part: Sequence[int]) -> Iterator[dict[str, Any]]:
+            for prompt in _responses(loaded, (prompts[i] for i in part), tokens, at_once):
+                yield {"id": prompt["id"], "response": prompt["response"]}
+                bar.update()
+
+        for path, part, there in zip(paths, parts, done, strict=True):
+            if there:
                 bar.update(len(part))
+            else:
+                freeze(path, answers(part), run=run)
+    return paths
+
+
+def _responses(
+    loaded: Loaded, prompts: Iterable[dict[str, Any]], tokens: int, at_once: int
+) -> Iterator[dict[str, Any]]:
+    """Answers in the order of the prompts, `at_once` at a time; equal lengths next to each other prefill as
+    one batch, and all of them decode as one: rows may differ in length, and natural prompts mostly do."""
+    waiting = iter(prompts)
+    while part := list(islice(waiting, at_once)):
+        rows, first = list[Row](), list[int]()
+        for _, group in groupby(part, key=lambda prompt: prompt["length"]):
+            ids = torch.tensor([prompt["ids"] for prompt in group], device=loaded.model.device)
+            prefilled, _ = prefill(loaded.model, ids, answer_tokens=tokens)
+            rows += compact(prefilled, None)
+            first += prefilled.first
+        answers = decode_all(loaded.model, rows, tokens, loaded.stop, at_once)
+        for prompt, token, answer in zip(part, first, answers, strict=True):
+            yield {**prompt, "response": answer or [token]}

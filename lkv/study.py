@@ -11,14 +11,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from lkv.bench.ruler import TASKS
+from lkv.bench import longbench, longproc, ruler
+from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
-from lkv.registry import FULL, METHODS
+from lkv.registry import FULL, METHODS, SELF
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
 
@@ -27,12 +28,14 @@ PATHS = {
     "model": "models/{model}/model.json",
     "train_data": "data/{study}/train/{model}/{arm}.jsonl",
     "train_facts": "data/{study}/train/{model}/{arm}.json",
-    "ruler": "data/{study}/ruler/{model}/{task}@{length}.jsonl",
-    "ruler_facts": "data/{study}/ruler/{model}/{task}@{length}.json",
+    "data": "data/{study}/{benchmark}/{model}/{task}@{length}.jsonl",
+    "data_facts": "data/{study}/{benchmark}/{model}/{task}@{length}.json",
     "adapter": "results/{study}/adapters/{model}/{arm}/lookahead.json",
     "training_part": "results/{study}/training/{model}/{arm}.csv",
     "journal": "results/{study}/journal/{model}/{task}@{length}.jsonl",
     "samples": "results/{study}/samples/{model}/{task}@{length}.csv",
+    "answers": "results/{study}/answers/{model}/mtbench.jsonl",
+    "judgements": "results/{study}/judgements/{model}.csv",
     "latency_part": "results/{study}/latency/{model}.csv",
     "accuracy": "results/{study}/accuracy.csv",
     "paired": "results/{study}/paired.csv",
@@ -52,10 +55,166 @@ PLOTS = {
 REPORTS = {"table1": ("pdf", "csv", "md", "tex")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
 
 # A stage's number is raised by hand when its code changes what it writes: finished studies then run it again.
-VERSIONS = {"model": 1, "data": 1, "train": 1, "evaluate": 1, "latency": 1, "summarise": 1, "report": 1}
+VERSIONS = {
+    "model": 1, "data": 2, "train": 1, "evaluate": 2, "judge": 1, "latency": 1, "summarise": 2, "report": 1
+}  # fmt: skip
 
 # The config key, and the flag of `lkv data ruler`, that says where a task's haystack comes from.
 SOURCES = {"essays": "haystack", "squad": "squad", "hotpotqa": "hotpotqa"}
+
+
+MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
+
+
+class Cell(NamedTuple):
+    """What one evaluation job measures."""
+
+    benchmark: str
+    task: str
+    length: int  # 0 where a benchmark's prompts have lengths of their own
+
+
+def cells(config: Mapping[str, Any]) -> list[Cell]:
+    """Every task at every length, MT-Bench apart."""
+    ruler = config.get("ruler") or {"tasks": [], "lengths": []}
+    found = [Cell("ruler", task, length) for task in ruler["tasks"] for length in ruler["lengths"]]
+    for benchmark in ("longbench", "longproc"):
+        found += [Cell(benchmark, task, 0) for task in (config.get(benchmark) or {"tasks": []})["tasks"]]
+    return found
+
+
+def cell(config: Mapping[str, Any], task: str, length: int | str) -> Cell:
+    return next(c for c in cells(config) if (c.task, c.length) == (task, int(length)))
+
+
+def tasks(config: Mapping[str, Any], benchmark: str) -> list[str]:
+    return list((config.get(benchmark) or {"tasks": []})["tasks"])
+
+
+def files(config: Mapping[str, Any], key: str, models: Iterable[str] | None = None) -> list[str]:
+    """A path of PATHS for every model and every evaluated cell."""
+    pattern = getattr(paths(config), key)
+    return [
+        pattern.format(model=model, **c._asdict())
+        for model in models or config["models"]
+        for c in cells(config)
+    ]
+
+
+def sample_files(config: Mapping[str, Any]) -> list[str]:
+    """Every file of scored samples: MT-Bench's are there once a judge is named."""
+    found = files(config, "samples")
+    if judged(config):
+        pattern = paths(config).samples
+        found += [pattern.format(model=model, task=MTBENCH, length=0) for model in config["models"]]
+    return found
+
+
+def judged(config: Mapping[str, Any]) -> bool:
+    return bool((config.get(MTBENCH) or {}).get("judge"))
+
+
+def budgets(config: Mapping[str, Any], benchmark: str) -> list[int]:
+    """The benchmark's own budgets, or the study's."""
+    return list(config[benchmark].get("budgets") or config["budgets"])
+
+
+def methods(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
+    """The methods that a model is run under: SpecKV only where it has a draft."""
+    named = config[of]["methods"] if of else config["methods"]
+    return [name for name in named if name != "speckv" or model in config["speckv"]["drafts"]]
+
+
+def draft(config: Mapping[str, Any], model: str, of: str | None = None) -> str | None:
+    """SpecKV's draft model for a model, where that is run under SpecKV."""
+    return config["speckv"]["drafts"].get(model) if "speckv" in methods(config, model, of) else None
+
+
+def needed_models(config: Mapping[str, Any]) -> list[str]:
+    """The study's models and their drafts."""
+    drafts = [draft(config, model) for model in config["models"]]
+    return list(dict.fromkeys([*config["models"], *(name for name in drafts if name and name != SELF)]))
+
+
+def adapter(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
+    """The adapter's marker file, where LookaheadKV is among the methods."""
+    pattern = paths(config).adapter
+    return [pattern.format(model=model)] if "lookaheadkv" in methods(config, model, of) else []
+
+
+def draft_card(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
+    """The marker file of a model's draft model, where there is one."""
+    name = draft(config, model, of)
+    return [] if name in (None, SELF) else [PATHS["model"].format(model=name)]
+
+
+def parts(
+    config: Mapping[str, Any],
+    model: str,
+    adapters: Sequence[str],
+    drafts: Sequence[str],
+    of: str | None = None,
+) -> list[str]:
+    """Command-line words for what methods bring along: an adapter, a draft model, LookaheadKV's recipe."""
+    given = {
+        "adapter": folders(adapters) or None,
+        "draft": (folders(drafts) or [SELF]) if draft(config, model, of) else None,
+    }
+    return flags(given, *given) + flags(config["lookaheadkv"], "pool", "kernel", "order")
+
+
+def protocol_flags(config: Mapping[str, Any], model: str, root: Path = Path()) -> list[str]:
+    """Command-line words for the protocol; a base model's prompts stay raw, its max_prompt is the default."""
+    spec = model_spec(model, root)
+    own = config["protocol"]
+    values = {
+        "protocol": own["name"],
+        "template": "none" if spec["chat_template"] == "none" else own["template"],
+        "max_prompt": own["max_prompt"] or spec["max_prompt"],
+    }
+    return flags(values, *values) + ([] if own["question_aware"] else ["--question-blind"])
+
+
+def given_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
+    """Command-line words for a benchmark whose records are given: where they lie, and how many to take."""
+    where = {"longbench": "source", "longproc": "data_folder"}[benchmark]
+    values = config[benchmark] | {"data_folder": config[benchmark].get("data")}
+    return flags(values, where, "samples", "max_new_tokens")
+
+
+def mtbench_flags(config: Mapping[str, Any]) -> list[str]:
+    own = config.get(MTBENCH)
+    return (
+        flags(
+            own | {"budgets": budgets(config, MTBENCH)},
+            "questions",
+            "references",
+            "samples",
+            "max_new_tokens",
+            "budgets",
+        )
+        if own
+        else []
+    )
+
+
+def judge_flags(config: Mapping[str, Any]) -> list[str]:
+    own = (config.get(MTBENCH) or {}).get("judge")
+    return flags(own, *own) if own else []
+
+
+def learning_rate(config: Mapping[str, Any], model: str, root: Path = Path()) -> float:
+    """The study's, or the model's own."""
+    return float(config["train"]["learning_rate"] or model_spec(model, root)["learning_rate"])
+
+
+def train_flags(config: Mapping[str, Any]) -> list[str]:
+    """Command-line words for the training prompts: an offline mixture, or data sets."""
+    train = config["train"]
+    if train["sources"] is None:
+        return flags(train, "samples", "lengths", "response_tokens", "mixture")
+    sources = [json.dumps({k: v for k, v in source.items() if v is not None}) for source in train["sources"]]
+    return flags(train | {"sources": sources}, "sources", "max_tokens", "response_tokens")
 
 
 def paths(config: Mapping[str, Any]) -> SimpleNamespace:
@@ -66,9 +225,11 @@ def paths(config: Mapping[str, Any]) -> SimpleNamespace:
     )
 
 
-def reports() -> list[str]:
-    """Every file that `snakemake all` renders for the configured study."""
-    return [f"reports/{name}.{ending}" for name, endings in REPORTS.items() for ending in endings]
+def targets(config: Mapping[str, Any]) -> list[str]:
+    """What `snakemake all` makes: every report, and MT-Bench's answers, which need no judge."""
+    rendered = [f"reports/{name}.{ending}" for name, endings in REPORTS.items() for ending in endings]
+    answers = [paths(config).answers.format(model=model) for model in config["models"]]
+    return (rendered if sample_files(config) else []) + (answers if config.get(MTBENCH) else [])
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
@@ -95,12 +256,25 @@ def total(resources: Mapping[str, Any], name: str) -> int:
 
 def ruler_sources(task: str) -> list[str]:
     """The config keys, and `lkv data ruler` flags, of the text that a RULER task reads: one, or none."""
-    return [SOURCES[kind] for kind in [TASKS[task].haystack] if kind in SOURCES]
+    return [SOURCES[kind] for kind in [ruler.TASKS[task].haystack] if kind in SOURCES]
 
 
-def ruler_files(ruler: Mapping[str, Any], task: str) -> list[str]:
-    """The local files behind them; `pydoc` is none."""
-    return [ruler[key] for key in ruler_sources(task) if ruler[key] != "pydoc"]
+def ruler_files(config: Mapping[str, Any], task: str) -> list[str]:
+    """The local files behind them; `pydoc` and what lies on a hub are none."""
+    if config["ready"] is not None:
+        return []
+    return [file for key in ruler_sources(task) if (file := local(config[key]))]
+
+
+def ruler_flags(config: Mapping[str, Any], task: str) -> list[str]:
+    """Command-line words that say what a RULER task is made of."""
+    sources = ["ready"] if config["ready"] is not None else ruler_sources(task)
+    return flags(config, "samples", "max_new_tokens", *sources)
+
+
+def local(source: str) -> str:
+    """The path of a text source that is a local file, without its checksum; empty where it is none."""
+    return "" if source == "pydoc" or source.startswith("hub:") else source.partition("#")[0]
 
 
 def folders(files: Iterable[str]) -> list[str]:
@@ -127,25 +301,60 @@ def flags(values: Mapping[str, Any], *keys: str) -> list[str]:
     return words
 
 
+def read_config(path: Path, root: Path = Path()) -> dict[str, Any]:
+    """The study config in a file, checked."""
+    if not path.is_file():
+        raise UserError(f"no such config: {path}; one is a file like config/demo.yaml")
+    return validate(_yaml(path, str(path)), root, str(path))
+
+
 def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The study config with its defaults filled in, or a UserError of one line that starts with `source`."""
     study = check(config, SCHEMAS / "config.schema.yaml", source)
-    latency, ruler, train = study["latency"], study["ruler"], study["train"]
     known = [FULL, *METHODS]
-    for key, methods in (("methods", study["methods"]), ("latency.methods", latency["methods"])):
-        for name in methods:
+    for key, names in (("methods", study["methods"]), ("latency.methods", study["latency"]["methods"])):
+        for name in names:
             if name not in known:
                 raise one_of(f"method in {source}, {key}:", name, known)
-    if FULL not in latency["methods"]:
+        if "speckv" in names and not study["speckv"]["drafts"]:
+            raise UserError(
+                f"{source}, {key}: speckv needs draft models; name one a model in speckv.drafts, or self"
+            )
+    if FULL not in study["latency"]["methods"]:
         raise UserError(
             f"{source}, latency.methods: {FULL!r} is missing; overheads are counted from it, so add it"
         )
-    for kind in train["mixture"]:
-        if kind not in KINDS:
-            raise one_of(f"kind of training prompt in {source}, train.mixture:", kind, KINDS)
-    if train["samples"] - train["held_out"] < train["batch"]:
+    for name in [*study["models"], *(d for d in study["speckv"]["drafts"].values() if d != SELF)]:
+        spec = model_spec(name, root, source)
+        if name in study["models"] and not (study["train"]["learning_rate"] or spec["learning_rate"]):
+            raise UserError(
+                f"{source}, train.learning_rate: missing, and config/models/{name}.yaml has none; "
+                "give a number above 0"
+            )
+    _check_training(study["train"], source)
+    _check_benchmarks(study, root, source)
+    return study
+
+
+def _check_training(train: Mapping[str, Any], source: str) -> None:
+    if (train["mixture"] is None) == (train["sources"] is None):
+        given = "neither" if train["mixture"] is None else "both"
+        raise UserError(f"{source}, train: {given} of mixture and sources given; give one of them")
+    if train["mixture"] is not None:
+        for key in ("samples", "lengths"):
+            if train[key] is None:
+                raise UserError(f"{source}, train: the key {key!r} is missing, which a mixture needs")
+        for kind in train["mixture"]:
+            if kind not in KINDS:
+                raise one_of(f"kind of training prompt in {source}, train.mixture:", kind, KINDS)
+    else:
+        for item in train["sources"]:
+            if item["schema"] not in PROMPT_SCHEMAS:
+                raise one_of(f"schema in {source}, train.sources:", item["schema"], PROMPT_SCHEMAS)
+    samples = train["samples"] or sum(item["count"] for item in train["sources"])
+    if samples - train["held_out"] < train["batch"]:
         raise UserError(
-            f"{source}, train.samples: {train['samples']} less {train['held_out']} held out do not fill a "
+            f"{source}, train.samples: {samples} less {train['held_out']} held out do not fill a "
             f"batch of {train['batch']}; allowed: {train['held_out'] + train['batch']} or more"
         )
     if train["warmup_steps"] > train["steps"]:
@@ -153,20 +362,30 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
             f"{source}, train.warmup_steps: {train['warmup_steps']} is more than the {train['steps']} steps; "
             "allowed: 0 to train.steps"
         )
-    for task in ruler["tasks"]:
-        if task not in TASKS:
-            raise one_of(f"RULER task in {source}, ruler.tasks:", task, TASKS)
+
+
+def _check_benchmarks(study: Mapping[str, Any], root: Path, source: str) -> None:
+    known: dict[str, Mapping[str, object]] = {
+        "ruler": ruler.TASKS,
+        "longbench": longbench.TASKS,
+        "longproc": longproc.TASKS,
+    }
+    if not any(study.get(benchmark) for benchmark in (*known, MTBENCH)):
+        raise UserError(f"{source}: no benchmark; give one or more of {', '.join([*known, MTBENCH])}")
+    for benchmark, allowed in known.items():
+        for task in tasks(study, benchmark):
+            if task not in allowed:
+                raise one_of(f"{benchmark} task in {source}, {benchmark}.tasks:", task, allowed)
+    made = study.get("ruler")
+    for task in tasks(study, "ruler") if made and made["ready"] is None else []:
         for key in ruler_sources(task):
-            file = ruler[key]
+            file = made[key]  # type: ignore[index]
             if file is None:
                 raise UserError(
-                    f"{source}, ruler.{key}: the task {task} reads a local file; name it, or drop the task"
+                    f"{source}, ruler.{key}: the task {task} reads a text of yours; name it, or drop the task"
                 )
-            if file != "pydoc" and not (root / file).is_file():
+            if local(file) and not (root / local(file)).is_file():
                 raise UserError(f"{source}, ruler.{key}: no such file: {file}; correct the path")
-    for name in study["models"]:
-        model_spec(name, root, source)
-    return study
 
 
 def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[str, Any]:
@@ -183,15 +402,18 @@ def read_spec(path: Path, source: str = "") -> dict[str, Any]:
     source = source or str(path)
     if not path.is_file():
         raise UserError(f"no such model spec: {path}; one is a file like config/models/NAME.yaml")
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
-    spec = check(spec, SCHEMAS / "model.schema.yaml", source)
+    spec = check(_yaml(path, source), SCHEMAS / "model.schema.yaml", source)
     if spec["name"] != path.stem:
         allowed = f"allowed: {path.stem}"
         raise UserError(f"{source}, name: {spec['name']!r} differs from the file's name; {allowed}")
     return spec
+
+
+def _yaml(path: Path, source: str) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def summarise(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFr
     `haystack` and covers that source's tasks and all built-in ones; two sources give two average rows; with
     no source the value is "built-in", and empty where the benchmark has texts of its own.
 
-    n counts the rows with status ok, n_planned what the study planned (column `planned`). A method that lacks a task (or has no ok row in it)
-    gets an average row without a mean, because the mean of the other tasks is another quantity.
+    n counts the rows with status ok, n_planned what the study planned (column `planned`). A method that lacks
+    a task (or has no ok row in it) gets an average row without a mean, because the mean of the other tasks is
+    another quantity.
 
     Paired differences take the samples that both sides have. accuracy's `diff_vs_lookaheadkv` is method minus
     LookaheadKV at the same budget; paired's `diff` is reference (LookaheadKV) minus method, and there `full`

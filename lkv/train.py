@@ -13,6 +13,7 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lkv.cache import stored_bytes
+from lkv.data.shards import Stored
 from lkv.engine import Prefilled, answer_tail, look, prefill
 from lkv.errors import UserError
 from lkv.interface import Importance
@@ -86,9 +88,10 @@ def held_out_kl(loaded: Loaded, adapter: LookaheadKV, prompts: Sequence[dict[str
     """Mean KL per prompt over prompts that training never sees."""
     if not prompts:
         return math.nan
-    total = 0.0
-    for part in _in_batches(prompts, batch):
-        total += float(batch_loss(adapter, prepare(loaded, part))) * len(part)
+    lengths, total = _lengths(prompts), 0.0
+    for part in _in_batches(range(len(prompts)), lengths, batch):
+        loss = batch_loss(adapter, prepare(loaded, [prompts[i] for i in part]))
+        total += float(loss) * len(part)
     return total / len(prompts)
 
 
@@ -108,14 +111,15 @@ def train(
 
     A run that was stopped and resumed gives the same adapter, bit for bit on the CPU. Up to `keep_bytes` of
     prepared batches stay in memory from one epoch to the next: on a CPU the prefill is most of a step.
+    Prompts of a lkv.data.shards.Stored are read when they are needed, and never all in memory.
     """
     if len(prompts) - schedule.held_out < schedule.batch:
         raise UserError(
             f"{len(prompts)} prompts less {schedule.held_out} held out do not fill a batch of "
             f"{schedule.batch}; give more samples or a smaller batch"
         )
-    held_out = prompts[len(prompts) - schedule.held_out :]
-    prompts = prompts[: len(prompts) - schedule.held_out]
+    trained = len(prompts) - schedule.held_out
+    held_out = prompts[trained:]
     adapter = LookaheadKV.create(loaded.model, seed=schedule.seed)
     optimizer = torch.optim.Adam(adapter.parameters(), lr=schedule.learning_rate)
     run = fingerprint(
@@ -123,8 +127,7 @@ def train(
         loaded.fingerprint,
         loaded.dtype,
         loaded.model.device.type,
-        prompts,
-        held_out,
+        prompts.sha256 if isinstance(prompts, Stored) else [prompts[:trained], held_out],
         asdict(schedule),
         arm,
     )
@@ -132,33 +135,35 @@ def train(
     rows, seconds, before = _resume(checkpoint, run, adapter, optimizer)
     if before is None:
         before = held_out_kl(loaded, adapter, held_out, schedule.batch)
-    batches = _full_batches(prompts, schedule.batch, Random(schedule.seed))
+    lengths = _lengths(prompts)
+    batches = _full_batches(range(trained), lengths, schedule.batch, Random(schedule.seed))
     order = _epochs(len(batches), Random(schedule.seed), schedule.steps)
-    kept: dict[int, Batch] = {}
+    kept: dict[tuple[int, ...], Batch] = {}
     kept_bytes = 0
     clock = time.perf_counter()
     with tqdm(total=schedule.steps, initial=len(rows), desc=f"train {arm}", unit="step") as bar:
         for step in range(len(rows), schedule.steps):
-            prompts_here = batches[order[step]]
-            batch = kept.get(order[step])
-            if batch is None:
-                batch = prepare(loaded, prompts_here)
-                if kept_bytes + batch.bytes <= keep_bytes:
-                    kept[order[step]] = batch
-                    kept_bytes += batch.bytes
-            loss = batch_loss(adapter, batch)
             rate = schedule.rate(step)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
-            loss.backward()
+            kl, tokens = 0.0, 0
+            for part in _in_batches(batches[order[step]], lengths, schedule.batch):
+                batch = kept.get(tuple(part))
+                if batch is None:
+                    batch = prepare(loaded, [prompts[i] for i in part])
+                    if kept_bytes + batch.bytes <= keep_bytes:
+                        kept[tuple(part)] = batch
+                        kept_bytes += batch.bytes
+                loss = batch_loss(adapter, batch) * (len(part) / schedule.batch)
+                loss.backward()  # one length at a time: the gradients add up to the batch's mean
+                kl += float(loss.detach())
+                tokens += sum(lengths[i] for i in part) + sum(map(len, batch.prefilled.answers))
+            tokens += schedule.batch * adapter.n
             torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
             optimizer.step()
             now = time.perf_counter()
             seconds, clock = seconds + now - clock, now
-            tokens = sum(len(p["ids"]) + len(p["response"]) + adapter.n for p in prompts_here)
-            rows.append(
-                _row(loaded.name, arm, step, schedule, float(loss.detach()), rate, tokens, seconds, rows)
-            )
+            rows.append(_row(loaded.name, arm, step, schedule, kl, rate, tokens, seconds, rows))
             bar.set_postfix(kl=f"{rows[-1]['kl']:.3f}", refresh=False)
             bar.update()
             if (step + 1) % checkpoint_every == 0 and step + 1 < schedule.steps:
@@ -205,18 +210,27 @@ def _row(
     }
 
 
-def _in_batches(prompts: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def _lengths(prompts: Sequence[dict[str, Any]]) -> Sequence[int]:
+    return prompts.lengths if isinstance(prompts, Stored) else [prompt["length"] for prompt in prompts]
+
+
+def _in_batches(indices: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Batches of one length, in order; the last of each length may be smaller."""
-    for length in sorted({prompt["length"] for prompt in prompts}):
-        same = [prompt for prompt in prompts if prompt["length"] == length]
+    for _, group in groupby(sorted(indices, key=lengths.__getitem__), key=lengths.__getitem__):
+        same = list(group)
         for start in range(0, len(same), size):
             yield same[start : start + size]
 
 
-def _full_batches(prompts: Sequence[dict[str, Any]], size: int, rng: Random) -> list[list[dict[str, Any]]]:
-    """Batches of exactly `size` prompts of one length, drawn once; what fills no batch is left out."""
-    shuffled = rng.sample(list(prompts), k=len(prompts))
-    batches = [batch for batch in _in_batches(shuffled, size) if len(batch) == size]
+def _full_batches(indices: Sequence[int], lengths: Sequence[int], size: int, rng: Random) -> list[list[int]]:
+    """Batches of exactly `size` prompts, drawn once; what fills no batch is left out.
+
+    Of one length where lengths were chosen; of any lengths where they are natural, too many to fill batches.
+    """
+    shuffled = rng.sample(indices, k=len(indices))
+    if len({lengths[i] for i in indices}) * size > len(indices):
+        return [shuffled[start : start + size] for start in range(0, len(indices) - size + 1, size)]
+    batches = [batch for batch in _in_batches(shuffled, lengths, size) if len(batch) == size]
     if not batches:
         raise UserError(f"no length has {size} training prompts; give more samples or a smaller batch")
     return batches

@@ -184,7 +184,7 @@ def test_the_note_names_what_the_figures_rest_on(table):
     for fact in (
         "mean of 2 tasks, haystack in brackets: niah_single_2 (pydoc), vt (noise); 8 samples a cell",
         "RULER at 1,024 tokens",
-        "demo; greedy decoding, at most 32 new tokens",
+        "RULER: demo (the evicted prompt holds the question); greedy decoding.",
         "95 % bootstrap interval",
         "entries kept per layer and KV head",
         "trained on tables, 100% invented; 40 steps",

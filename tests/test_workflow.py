@@ -104,6 +104,56 @@ def test_every_rule_calls_a_verb_that_the_command_line_has(tiny_plan: str) -> No
         assert parsed.log, call
 
 
+def test_the_papers_study_is_planned_whole_without_any_of_its_files(clean: Path) -> None:
+    run = snakemake(clean, "-np", *ALWAYS, "--configfile", "config/paper.yaml", "--", "all")
+    jobs = planned(run.stdout)
+    assert (
+        jobs
+        | {
+            "model": 6,
+            "data_train": 6,
+            "train": 6,
+            "data_ruler": 6 * 13 * 4,
+            "data_given": 6 * (16 + 2),
+            "evaluate": 6 * (13 * 4 + 16 + 2),
+            "mtbench": 6,
+            "judge": 6,
+            "latency": 6,
+        }
+        == jobs
+    )
+    commands = re.findall(r"^Shell command: (python -m lkv .*)$", run.stdout, re.MULTILINE)
+    for line in commands:
+        parser().parse_args(shlex.split(line)[3:])
+    drafts = {line.split("--draft ")[1].split()[0] for line in commands if "--draft " in line}
+    assert drafts == {"models/llama-3.2-1b-instruct", "models/qwen3-1.7b"}
+    rates = Counter(
+        line.split("--learning-rate ")[1].split()[0] for line in commands if " train " in line[:20]
+    )
+    assert rates == {"0.001": 3, "0.0002": 3}
+    assert "--budgets 128 " in next(line for line in commands if "evaluate" in line and "/ruler/" in line)
+
+
+def test_without_a_judge_mtbench_is_answered_and_not_scored(tmp_path: Path) -> None:
+    folder = working_copy(tmp_path)
+    config = yaml.safe_load((folder / TINY).read_text()) | {"mtbench": {"questions": "q.jsonl"}}
+    (folder / "config/mine.yaml").write_text(yaml.safe_dump(config))
+    plan = snakemake(folder, "-n", *ALWAYS, "--configfile", "config/mine.yaml", "--", "all").stdout
+    assert planned(plan)["mtbench"] == 1
+    assert planned(plan)["judge"] == 0
+
+
+def test_adapters_are_trained_only_for_those_who_use_them(tmp_path: Path) -> None:
+    folder = working_copy(tmp_path)
+    config = yaml.safe_load((folder / TINY).read_text()) | {"methods": ["full", "snapkv"]}
+    config["latency"]["methods"] = ["full", "h2o"]
+    (folder / TINY).write_text(yaml.safe_dump(config))
+    given = ("--configfile", TINY)
+    samples = "results/tiny/samples/tiny-llama/niah_single_1@1024.csv"
+    plan = snakemake(folder, "-n", *ALWAYS, *given, "--", samples, "results/tiny/latency.csv").stdout
+    assert planned(plan) == {"model": 1, "data_ruler": 1, "evaluate": 1, "latency": 1, "gather_latency": 1}
+
+
 def test_a_given_config_replaces_the_demo_whole(tiny_plan: str) -> None:
     assert "--mixture dictionary=1 log=1 --seed" in block(tiny_plan, "data_train")
 
@@ -112,8 +162,10 @@ def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line
     run = snakemake(clean, "-np", *ALWAYS, "--config", "seed=7", "study=mine")
     assert planned(run.stdout)["evaluate"] == 4
     evaluate = block(run.stdout, "evaluate")
-    assert "--budgets 64 128 256 --pool max --kernel 7 --order group_pool --study mine " in evaluate
-    assert "--protocol demo --seed 7 " in evaluate
+    assert "--budgets 64 128 256 --adapter results/mine/adapters/" in evaluate
+    assert "/main --pool max --kernel 7 --order group_pool --study mine --seed 7 " in evaluate
+    made = block(run.stdout, "data_ruler")
+    assert "--protocol official --max-prompt 7500 --seed 7 " in made
 
 
 def test_latency_takes_the_whole_machine_and_other_jobs_one_gpu_and_their_share_of_cores(clean: Path) -> None:
@@ -187,6 +239,9 @@ def test_shipped_configs_are_valid_and_named_as_their_files(path: Path) -> None:
     assert study.validate(yaml.safe_load(path.read_text()), ROOT)["study"] == path.stem
 
 
+SOURCE = {"name": "s", "schema": "text", "data": "file:x.jsonl", "count": 99}
+
+
 def _put(dotted: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(config: dict[str, Any]) -> None:
         *parents, last = dotted.split(".")
@@ -222,8 +277,8 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("models", ["llama-9"]), "a new one is a file config/models/llama-9.yaml"),
         (_put("latency.methods", ["snapkv"]), "x.yaml, latency.methods: 'full' is missing"),
         (_put("latency.methods", ["full", "laqq"]), "method in x.yaml, latency.methods: 'laqq'"),
-        (_put("ruler.tasks", ["niah"]), "RULER task in x.yaml, ruler.tasks: 'niah'"),
-        (_put("ruler.tasks", ["qa_1"]), "x.yaml, ruler.squad: the task qa_1 reads a local file"),
+        (_put("ruler.tasks", ["niah"]), "ruler task in x.yaml, ruler.tasks: 'niah'"),
+        (_put("ruler.tasks", ["qa_1"]), "x.yaml, ruler.squad: the task qa_1 reads a text of yours"),
         (_put("ruler", None), "x.yaml, ruler: null is not allowed"),
         (_put("train.steps", 0), "x.yaml, train.steps: 0 is not allowed; allowed: an integer of 1 or more"),
         (_put("train.learning_rate", "1e-3"), 'x.yaml, train.learning_rate: "1e-3" is not allowed'),
@@ -232,6 +287,18 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("train.mixture", {"tabel": 1}), "kind of training prompt in x.yaml, train.mixture: 'tabel'"),
         (_put("train.mixture", {}), "x.yaml, train.mixture: {} is not allowed"),
         (_put("train.mixture", {"table": 0}), "x.yaml, train.mixture.table: 0 is not allowed"),
+        (_put("train.mixture", None), "x.yaml, train: neither of mixture and sources given; give one"),
+        (_put("train.sources", [SOURCE]), "x.yaml, train: both of mixture and sources given; give one"),
+        (_put("train.lengths", None), "x.yaml, train: the key 'lengths' is missing, which a mixture needs"),
+        (_put("train.learning_rate", None), "train.learning_rate: missing, and config/models/tiny"),
+        (_put("protocol", {"name": "helm"}), "value in x.yaml, protocol.name: 'helm'; known: official, kvc"),
+        (_put("protocol", "official"), 'x.yaml, protocol: "official" is not allowed; allowed: keys with'),
+        (_drop("ruler"), "x.yaml: no benchmark; give one or more of ruler, longbench, longproc, mtbench"),
+        (_put("longbench", {"tasks": ["qaspr"], "source": "folder:x"}), "longbench.tasks: 'qaspr' (did you"),
+        (_put("longbench", {"tasks": ["qasper"], "source": "x"}), 'longbench.source: "x" is not allowed'),
+        (_put("longproc", {"tasks": ["html"], "data": "x"}), "longproc task in x.yaml, longproc.tasks:"),
+        (_put("methods", ["speckv"]), "x.yaml, methods: speckv needs draft models; name one a model in"),
+        (_put("speckv", {"drafts": {"tiny-llama": "llama-9"}}), "model in x.yaml, models: 'llama-9'"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_what_is_allowed(
@@ -325,13 +392,14 @@ def test_schemas_refuse_unknown_keys_and_describe_every_known_one(name: str) -> 
 
 
 def test_reports_of_all_are_what_the_rules_make(tiny_plan: str) -> None:
-    assert sorted(re.findall(r"reports/[\w.]+", block(tiny_plan, "all"))) == sorted(study.reports())
+    tiny = study.read_config(ROOT / TINY, ROOT)
+    assert sorted(re.findall(r"reports/[\w.]+", block(tiny_plan, "all"))) == sorted(study.targets(tiny))
 
 
 def test_paths_leave_only_the_rules_wildcards(tiny: dict[str, Any]) -> None:
     paths = vars(study.paths(study.validate(tiny, ROOT)))
     wildcards = {name for path in paths.values() for name in re.findall(r"{(\w+)}", path)}
-    assert wildcards == {"model", "task", "length"}
+    assert wildcards == {"model", "benchmark", "task", "length"}
     assert paths["adapter"] == "results/tiny/adapters/{model}/main/lookahead.json"
 
 
@@ -348,9 +416,11 @@ def test_flags_leave_out_what_is_not_there() -> None:
 
 
 def test_only_tasks_with_a_source_of_text_depend_on_it() -> None:
-    ruler = {"haystack": "essays.txt", "squad": "s.json", "hotpotqa": "h.json"}
+    ruler = {"haystack": "essays.txt", "squad": "s.json", "hotpotqa": "h.json", "ready": None}
     assert study.ruler_files(ruler, "niah_multivalue") == ["essays.txt"]
-    assert study.ruler_files(ruler | {"haystack": "pydoc"}, "niah_multivalue") == []
+    for elsewhere in ({"haystack": "pydoc"}, {"haystack": "hub:a/essays"}, {"ready": "folder:x"}):
+        assert study.ruler_files(ruler | elsewhere, "niah_multivalue") == []
+    assert study.ruler_files(ruler | {"haystack": "e.json#sha256=0f"}, "niah_multivalue") == ["e.json"]
     assert (study.ruler_files(ruler, "qa_1"), study.ruler_files(ruler, "qa_2")) == (["s.json"], ["h.json"])
     assert study.ruler_sources("niah_single_1") == study.ruler_sources("cwe") == []
 

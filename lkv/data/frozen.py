@@ -10,8 +10,11 @@ from lkv.errors import UserError
 from lkv.records import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 
 
-def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) -> None:
-    """Writes `records` as JSONL and, last, the sidecar: SHA-256, number of records and `facts`."""
+def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) -> int:
+    """Writes `records` as JSONL and, last, the sidecar: SHA-256, number of records and `facts`.
+
+    Returns the number of records.
+    """
     number = 0
 
     def counted() -> Iterator[dict[str, Any]]:
@@ -22,6 +25,7 @@ def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) ->
 
     write_jsonl(path, counted())
     write_json(sidecar(path), {"sha256": sha256_file(path), "records": number, **facts})
+    return number
 
 
 def load(path: str | Path) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from lkv.report.style import benchmark_label, length_label
 from lkv.stats import LEVEL, REPEATS
 
 TIED, SHORT = "°", "†"
+BLIND = "question_blind"  # the switch in a protocol's label
 
 
 def note(
@@ -45,7 +46,7 @@ def note(
     if recall and not paired:
         paragraphs.append((f"{TIED} for recall", "unknown (no paired.csv)."))
     paragraphs.append(("Tasks", _tasks(blocks)))
-    paragraphs.append(("Protocol", _protocol(blocks, provenance)))
+    paragraphs.append(("Protocol", _protocol(blocks)))
     paragraphs.append(("LookaheadKV's modules", _modules(blocks, provenance)))
     paragraphs.append(("Run", _run(provenance)))
     return paragraphs
@@ -79,14 +80,19 @@ def _tasks(blocks: Sequence[Block]) -> str:
     )
 
 
-def _protocol(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:
-    names = " and ".join(dict.fromkeys(block.protocol or "unnamed" for block in blocks))
-    ruler = (provenance.get("config") or {}).get("ruler") or {}
-    cap = ""
-    if any(block.benchmark == "ruler" for block in blocks) and "max_new_tokens" in ruler:
-        limit = ruler["max_new_tokens"]
-        cap = f", at most {limit} new tokens" if limit else ", the official number of new tokens a task"
-    return f"{names}; greedy decoding{cap}."
+def _protocol(blocks: Sequence[Block]) -> str:
+    """Each protocol's label, which names every switch, and whether the evicted prompt holds the question."""
+    labels: dict[str, list[str]] = {}
+    for block in blocks:
+        names = labels.setdefault(block.protocol or "unnamed", [])
+        if (name := benchmark_label(block.benchmark)) not in names:
+            names.append(name)
+    texts = []
+    for label, names in labels.items():
+        blind = BLIND in label.split()
+        order = "evicted before the question is read" if blind else "the evicted prompt holds the question"
+        texts.append(f"{', '.join(names)}: {label} ({order})")
+    return "; ".join(texts) + "; greedy decoding."
 
 
 def _modules(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:

@@ -41,7 +41,8 @@ class Block:
     @property
     def title(self) -> str:
         source = "" if self.haystack in ("", BUILT_IN) else f", haystack {self.haystack}"
-        return f"{self.model}: {benchmark_label(self.benchmark)}, {length_label(self.length)}{source}"
+        where = f"{benchmark_label(self.benchmark)}, {length_label(self.length)}{source}"
+        return f"{self.model}: {where}; {self.protocol or 'unnamed protocol'}"
 
 
 def read_blocks(results_dir: str | Path) -> list[Block]:

@@ -1,4 +1,5 @@
-# Prompts, frozen as JSONL: for training, with the model's own answers, and RULER's, sized by its tokenizer.
+# Prompts, frozen as JSONL: for training, with the model's own answers, and the benchmarks', one file a task and
+# length. A benchmark's prompts depend on the model: its tokenizer sizes and cuts them.
 
 
 rule data_train:
@@ -18,13 +19,11 @@ rule data_train:
     params:
         version=study.VERSIONS["data"],
         model=subpath(input.model, parent=True),
-        options=study.flags(
-            config["train"], "samples", "lengths", "response_tokens", "mixture"
-        ),
+        options=study.train_flags(config),
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv data train --model {params.model} --out {output.data} {params.options}"
+        "python -m lkv data train --model {params.model} --out {output.data} {params.options:q}"
         " --seed {params.seed} {params.run} --log {log}"
 
 
@@ -33,23 +32,45 @@ rule data_ruler:
         model=PATHS.model,
         sources=lambda wildcards: study.ruler_files(config["ruler"], wildcards.task),
     output:
-        data=PATHS.ruler,
-        facts=PATHS.ruler_facts,
+        data=PATHS.data.replace("{benchmark}", "ruler"),
+        facts=PATHS.data_facts.replace("{benchmark}", "ruler"),
     log:
         f"logs/{STUDY}/data_ruler/{{model}}/{{task}}@{{length}}.log",
+    wildcard_constraints:
+        task=study.any_of(study.tasks(config, "ruler")),
     priority: 1
     conda:
         "../envs/lkv.yaml"
     params:
         version=study.VERSIONS["data"],
         model=subpath(input.model, parent=True),
-        options=lambda wildcards: study.flags(
-            config["ruler"],
-            "samples",
-            "max_new_tokens",
-            *study.ruler_sources(wildcards.task),
-        ),
+        options=lambda wildcards: study.ruler_flags(config["ruler"], wildcards.task),
+        protocol=lambda wildcards: study.protocol_flags(config, wildcards.model),
         seed=config["seed"],
     shell:
         "python -m lkv data ruler --model {params.model} --task {wildcards.task} --length {wildcards.length}"
-        " {params.options:q} --seed {params.seed} --out {output.data} --log {log}"
+        " {params.options:q} {params.protocol} --seed {params.seed} --out {output.data} --log {log}"
+
+
+# {benchmark} is longbench or longproc: their records are given, not made, and have lengths of their own.
+rule data_given:
+    input:
+        model=PATHS.model,
+    output:
+        data=PATHS.data.replace("{length}", "0"),
+        facts=PATHS.data_facts.replace("{length}", "0"),
+    log:
+        f"logs/{STUDY}/data_{{benchmark}}/{{model}}/{{task}}.log",
+    wildcard_constraints:
+        benchmark="longbench|longproc",
+    priority: 1
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        version=study.VERSIONS["data"],
+        model=subpath(input.model, parent=True),
+        options=lambda wildcards: study.given_flags(config, wildcards.benchmark),
+        protocol=lambda wildcards: study.protocol_flags(config, wildcards.model),
+    shell:
+        "python -m lkv data {wildcards.benchmark} --model {params.model} --task {wildcards.task}"
+        " {params.options:q} {params.protocol} --out {output.data} --log {log}"

@@ -5,8 +5,12 @@
 rule evaluate:
     input:
         model=PATHS.model,
-        data=PATHS.ruler,
-        adapter=PATHS.adapter,
+        data=lambda wildcards: PATHS.data.format(
+            model=wildcards.model,
+            **study.cell(config, wildcards.task, wildcards.length)._asdict(),
+        ),
+        adapter=lambda wildcards: study.adapter(config, wildcards.model),
+        draft=lambda wildcards: study.draft_card(config, wildcards.model),
     output:
         samples=PATHS.samples,
     log:
@@ -20,14 +24,18 @@ rule evaluate:
     params:
         version=study.VERSIONS["evaluate"],
         model=subpath(input.model, parent=True),
-        adapter=subpath(input.adapter, parent=True),
         journal=PATHS.journal,
-        cells=study.flags(config, "methods", "budgets"),
-        recipe=study.flags(config["lookaheadkv"], "pool", "kernel", "order"),
-        labels=study.flags(config, "study", "protocol"),
+        methods=lambda wildcards: study.methods(config, wildcards.model),
+        budgets=lambda wildcards: study.budgets(
+            config, study.cell(config, wildcards.task, wildcards.length).benchmark
+        ),
+        parts=lambda wildcards, input: study.parts(
+            config, wildcards.model, input.adapter, input.draft
+        ),
+        study=STUDY,
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv evaluate --model {params.model} --data {input.data} --adapter {params.adapter}"
-        " {params.cells} {params.recipe} {params.labels:q} --seed {params.seed}"
+        "python -m lkv evaluate --model {params.model} --data {input.data} --methods {params.methods}"
+        " --budgets {params.budgets} {params.parts} --study {params.study} --seed {params.seed}"
         " --journal {params.journal} --out {output.samples} {params.run} --log {log}"

@@ -5,7 +5,8 @@
 rule latency:
     input:
         model=PATHS.model,
-        adapter=PATHS.adapter,
+        adapter=lambda wildcards: study.adapter(config, wildcards.model, "latency"),
+        draft=lambda wildcards: study.draft_card(config, wildcards.model, "latency"),
     output:
         csv=PATHS.latency_part,
     log:
@@ -18,13 +19,15 @@ rule latency:
     params:
         version=study.VERSIONS["latency"],
         model=subpath(input.model, parent=True),
-        adapter=subpath(input.adapter, parent=True),
         options=study.flags(
-            config["latency"], "lengths", "budgets", "methods", "repeats", "warmups"
+            config["latency"], "lengths", "budgets", "repeats", "warmups"
         ),
-        recipe=study.flags(config["lookaheadkv"], "pool", "kernel", "order"),
+        methods=lambda wildcards: study.methods(config, wildcards.model, "latency"),
+        parts=lambda wildcards, input: study.parts(
+            config, wildcards.model, input.adapter, input.draft, "latency"
+        ),
         study=STUDY,
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv latency --model {params.model} --adapter {params.adapter} {params.options}"
-        " {params.recipe} --study {params.study} --out {output.csv} {params.run} --log {log}"
+        "python -m lkv latency --model {params.model} {params.options} --methods {params.methods}"
+        " {params.parts} --study {params.study} --out {output.csv} {params.run} --log {log}"

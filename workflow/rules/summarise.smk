@@ -3,12 +3,7 @@
 
 rule summarise:
     input:
-        samples=expand(
-            PATHS.samples,
-            model=config["models"],
-            task=config["ruler"]["tasks"],
-            length=config["ruler"]["lengths"],
-        ),
+        samples=study.sample_files(config),
     output:
         accuracy=PATHS.accuracy,
         paired=PATHS.paired,
@@ -69,13 +64,9 @@ rule provenance:
     input:
         config=PATHS.config,
         accuracy=PATHS.accuracy,
-        models=expand(PATHS.model, model=config["models"]),
-        data=expand(
-            [PATHS.train_data, PATHS.ruler],
-            model=config["models"],
-            task=config["ruler"]["tasks"],
-            length=config["ruler"]["lengths"],
-        ),
+        models=expand(PATHS.model, model=study.needed_models(config)),
+        data=expand(PATHS.train_data, model=config["models"])
+        + study.files(config, "data"),
         adapters=expand(PATHS.adapter, model=config["models"]),
     output:
         json=PATHS.provenance,

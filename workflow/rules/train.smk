@@ -25,12 +25,13 @@ rule train:
             "arm",
             "steps",
             "batch",
-            "learning_rate",
             "warmup_steps",
             "held_out",
         ),
+        rate=lambda wildcards: study.learning_rate(config, wildcards.model),
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv train --model {params.model} --data {input.data} {params.recipe} --seed {params.seed}"
+        "python -m lkv train --model {params.model} --data {input.data} {params.recipe}"
+        " --learning-rate {params.rate} --seed {params.seed}"
         " --out {params.folder} --csv {output.csv} {params.run} --log {log}"

@@ -1,0 +1,171 @@
+"""The door to lm-eval: any of its tasks under any method of the registry, `lm_eval --model lkv`.
+
+Prompts, templates, cuts, stop strings and sampling are those of lm-eval's own HFLM. All that is added is the
+eviction between a prompt's prefill and its first new token.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+from transformers.cache_utils import Cache
+
+import lkv
+from lkv.attention import observable
+from lkv.cache import entries, full_layers, prompt_cache
+from lkv.engine import check_budgets
+from lkv.errors import UserError, one_of
+from lkv.generate import evicting
+from lkv.interface import Method
+from lkv.lookahead import LookaheadKV
+from lkv.models import load
+from lkv.plugin import register
+from lkv.registry import FULL, METHODS, SELF, get
+
+# What HFLM offers and eviction cannot honour: it needs the plain model, whole, on one device.
+REFUSED = ("parallelize", "tp_plan", "peft", "mixed_precision_dtype")
+
+
+class LKV(HFLM):
+    """HFLM whose prompts are evicted by `method` to `budget` entries a layer and KV head.
+
+    Of model_args, `method` is a name of lkv.registry or "full" (HFLM unchanged), `budget` goes with every
+    other method, `adapter` (a folder) with lookaheadkv, `draft` (a folder made by lkv model, or "self") with
+    speckv; the rest is HFLM's own.
+
+    `kept` holds what was stored right after each eviction: entries in each full-attention layer (in each KV
+    head the same number), a list a prompt, in the order in which they ran. Continuations of one context share
+    its eviction.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        method: str,
+        budget: int | None = None,
+        adapter: str | None = None,
+        draft: str | None = None,
+        batch_size: int | str = 1,
+        **settings: Any,
+    ) -> None:
+        self.method: Method | None = None
+        self.kept: list[list[int]] = []
+        if method == FULL:
+            super().__init__(pretrained, batch_size=batch_size, **settings)
+            return
+        if method not in METHODS:
+            raise one_of("method", method, [FULL, *METHODS])
+        if not isinstance(budget, int):
+            raise UserError(f"method={method} needs a budget, got {budget!r}; add budget=128 to model_args")
+        if str(batch_size) != "1":
+            raise UserError(
+                f"eviction takes one prompt at a time, got batch_size {batch_size}; give --batch_size 1"
+            )
+        refused = [name for name in REFUSED if settings.get(name)]
+        if refused:
+            raise UserError(f"eviction does not go with {', '.join(refused)}; leave it out of model_args")
+        self.budget = budget
+        super().__init__(pretrained, batch_size=batch_size, **settings)
+        self.method = self._made(method, adapter, draft)
+        check_budgets(self.method, [budget])
+
+    def _made(self, name: str, adapter: str | None, draft: str | None) -> Method:
+        drafting: Any = draft
+        if draft is not None and draft != SELF:
+            drafting = load(draft, self.device, str(self.model.dtype).removeprefix("torch."))
+        lookahead = LookaheadKV.from_pretrained(adapter, self.model) if adapter else None
+        return get(name, lookahead, draft=drafting, tokenizer=self.tokenizer)
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
+        if self.method is None:
+            return super()._model_generate(context, max_length, stop, **settings)
+        if settings.get("num_beams", 1) != 1:
+            raise UserError("eviction goes with greedy decoding and sampling; give --gen_kwargs num_beams=1")
+        settings = {"cache_implementation": "dynamic"} | settings  # some models' own default is static
+        with evicting(self.model, self.method, self.budget, max_length - context.shape[1]):
+            out = super()._model_generate(context, max_length, stop, return_dict_in_generate=True, **settings)
+        fed = out.sequences.shape[1] - context.shape[1] - 1  # the last new token is never fed
+        self.kept.append([stored - fed for stored in _stored(out.past_key_values)])
+        return out.sequences
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **settings: Any
+    ) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy) of each (name, context, continuation); contexts are evicted.
+
+        A continuation's first token is predicted by the prefill, so it sees the whole context.
+        """
+        if self.method is None:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, **settings)
+        members: dict[tuple[int, ...], list[int]] = {}
+        for i, (_, context, continuation) in enumerate(requests):
+            whole = (context + continuation)[-(self.max_length + 1) :]  # HFLM's cut, on the left
+            members.setdefault(tuple(whole[: -len(continuation)]), []).append(i)
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with observable(self.model):
+            for cut, sharing in tqdm(members.items(), "Running contexts", disable=disable_tqdm):
+                first, cache = self._evicted(cut)
+                for i in sharing:
+                    name, _, continuation = requests[i]
+                    found[i] = self._score(first, cache, continuation)
+                    if name is not None:
+                        self.cache_hook.add_partial("loglikelihood", name, found[i])
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        if self.method is not None:
+            raise UserError(
+                "the perplexity of a whole text has no prompt to evict from; use method=full for such tasks"
+            )
+        return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def _evicted(self, context: tuple[int, ...]) -> tuple[Tensor, Cache]:
+        """The logits [1, 1, vocabulary] after a context, and its cache after the eviction."""
+        assert self.method is not None
+        cache = prompt_cache(self.model.config)
+        ids = torch.tensor([context], device=self.device)
+        with evicting(self.model, self.method, self.budget):
+            out = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.kept.append(_stored(cache))
+        return out.logits, cache
+
+    def _score(self, first: Tensor, cache: Cache, continuation: list[int]) -> tuple[float, bool]:
+        tokens = torch.tensor([continuation], device=self.device)
+        logits = first
+        if len(continuation) > 1:
+            branch = copy.copy(cache)  # layers concatenate into new tensors: the original stays as it is
+            branch.layers = [copy.copy(layer) for layer in cache.layers]
+            rest = self.model(input_ids=tokens[:, :-1], past_key_values=branch, use_cache=True).logits
+            logits = torch.cat([first, rest], 1)
+        scores = F.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
+        total = scores.gather(2, tokens[..., None]).sum()
+        return float(total), bool((scores.argmax(-1) == tokens).all())
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's, and under "lkv" what lm-eval's results file says of the eviction; `kept` is the mean."""
+        info: dict[str, Any] = super().get_model_info()
+        ours: dict[str, Any] = {"version": lkv.__version__, "method": FULL}
+        if self.method is not None:
+            ours |= {
+                "method": self.method.name,
+                "method_version": self.method.version,
+                "identity": self.method.identity,
+                "budget": self.budget,
+                "prompts": len(self.kept),
+                "kept": [sum(layer) / len(layer) for layer in zip(*self.kept, strict=True)],
+            }
+        return info | {"lkv": ours}
+
+
+def _stored(cache: Cache) -> list[int]:
+    return [entries(cache, layer)[0].shape[2] for layer in full_layers(cache)]
+
+
+register()  # for programs that import this module themselves

@@ -1,0 +1,211 @@
+"""What a study will cost, before it starts: jobs, prompts, tokens, GPU-hours, disk. An estimate.
+
+A prompt of p tokens costs 2·P·p + 2·p²·L·H·D FLOP to prefill (P parameters, L layers, H·D query width; causal
+attention is half of its square), at the rate measured on an H100. Decoding costs steps: one takes STEP_S or
+the time to read the weights once, whichever is longer, however many rows share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lkv import study
+from lkv.bench import longbench, longproc, ruler
+
+FLOPS = 5.3e14  # prefill of an 8B shape in bfloat16, 8K to 32K tokens: 263 and 1,409 ms on one H100
+STEP_S = 0.022  # a step of the plain decode loop, the same shape and machine
+READ_BYTES_S = 2e12
+ROWS = 512  # decoded at once
+TOKEN_BYTES = 4.5  # of text a token; ids in JSON take about 7
+RECORD_BYTES = 1200  # a journal's line and a sample's row
+
+# Mean number of words of LongBench's contexts, counted over its published prediction files.
+WORDS = {
+    "narrativeqa": 18405, "qasper": 3619, "multifieldqa_en": 4559, "hotpotqa": 9149, "2wikimqa": 4885,
+    "musique": 11018, "gov_report": 8169, "qmsum": 10546, "multi_news": 2113, "trec": 5176, "triviaqa": 8209,
+    "samsum": 6258, "passage_count": 11141, "passage_retrieval_en": 9288, "lcc": 1235, "repobench-p": 4206,
+}  # fmt: skip
+TOKENS_A_WORD = 1.4
+LONGPROC_TOKENS = {"html_to_tsv_0.5k": 12_000, "html_to_tsv_2k": 23_000, "html_to_tsv_8k": 45_000}
+MTBENCH_QUESTIONS, MTBENCH_TOKENS = 80, 100  # a turn's question, template counted in
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the plan. Tokens are those read (prompts) and those written."""
+
+    model: str
+    name: str
+    jobs: int
+    prompts: int
+    read: float
+    written: float
+    seconds: float | None  # None: the model's shape is unknown
+    disk: float
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.seconds is None else self.seconds / 3600
+
+
+def plan(config: Mapping[str, Any], root: Path = Path()) -> list[Stage]:
+    """The stages of a checked study config, model by model."""
+    return [stage for model in config["models"] for stage in _of_model(config, model, root)]
+
+
+def lines(config: Mapping[str, Any], root: Path = Path()) -> list[str]:
+    """The plan as text: a table, its sums, and what the estimate rests on."""
+    stages = plan(config, root)
+    head = ("model", "stage", "jobs", "prompts", "tokens read", "written", "GPU-hours", "disk")
+    rows = [head, *(_cells(stage) for stage in stages)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    text = [
+        "  ".join(
+            c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    known = [stage.hours for stage in stages if stage.hours is not None]
+    weights = sum(
+        2 * (_shape(m, root) or {"parameters": 0})["parameters"] for m in study.needed_models(config)
+    )
+    judged = ""
+    if study.judged(config):
+        ratings = sum(stage.prompts for stage in stages if stage.name == study.MTBENCH)
+        judged = f"; {_count(_judgements(config, ratings))} ratings asked of the judge"
+    unknown = len(stages) - len(known)
+    return [
+        *text,
+        "",
+        f"total: {sum(stage.jobs for stage in stages):,} jobs, "
+        f"{_count(sum(stage.prompts for stage in stages))} prompts, "
+        f"{_count(sum(stage.read for stage in stages))} tokens read, "
+        f"{_count(sum(stage.written for stage in stages))} written, "
+        f"{sum(known):,.1f} GPU-hours" + (f" and {unknown} stages of unknown shape" if unknown else "") + ", "
+        f"{_bytes(sum(stage.disk for stage in stages) + weights)} of disk, model weights included{judged}",
+        f"at {FLOPS / 1e12:.0f} TFLOP/s in prefill and {1000 * STEP_S:.0f} ms a decode step (measured on one "
+        "H100, 8B shape); latency runs are not counted. LongBench's lengths are its mean words "
+        f"× {TOKENS_A_WORD}, at most max_prompt; training prompts count half of max_tokens.",
+    ]
+
+
+def _of_model(config: Mapping[str, Any], model: str, root: Path) -> Iterator[Stage]:
+    shape = _shape(model, root)
+    yield from _training(config, model, shape)
+    methods = [name for name in study.methods(config, model) if name != "full"]
+    limit = config["protocol"]["max_prompt"] or study.model_spec(model, root)["max_prompt"]
+    groups: dict[str, list[tuple[int, float, int]]] = {}  # benchmark: (samples, prompt tokens, new tokens)
+    for cell in study.cells(config):
+        groups.setdefault(cell.benchmark, []).append(_task(config, cell, limit))
+    for benchmark, tasks in groups.items():
+        yield _evaluation(model, benchmark, tasks, methods, study.budgets(config, benchmark), shape)
+    if own := config.get(study.MTBENCH):
+        turns = [(own["samples"] or MTBENCH_QUESTIONS, 2 * MTBENCH_TOKENS, 2 * own["max_new_tokens"])]
+        budgets = study.budgets(config, study.MTBENCH)
+        yield _evaluation(model, study.MTBENCH, turns, methods, budgets, shape)
+
+
+def _training(config: Mapping[str, Any], model: str, shape: Mapping[str, Any] | None) -> Iterator[Stage]:
+    train = config["train"]
+    if train["sources"]:
+        prompts, length = sum(item["count"] for item in train["sources"]), train["max_tokens"] / 2
+    else:
+        prompts, length = train["samples"], sum(train["lengths"]) / len(train["lengths"])
+    answer = train["response_tokens"]
+    read = prompts * length
+    answering = _add(_prefill(shape, length, prompts), _decode(shape, answer, prompts / 16))
+    yield Stage(
+        model, "responses", 1, prompts, read, prompts * answer, answering, 7 * (read + prompts * answer)
+    )
+    seen = train["steps"] * train["batch"]
+    learning = _add(_prefill(shape, length, seen), _prefill(shape, answer + 3 * 32, seen))
+    yield Stage(model, "train", 1, seen, seen * length, 0, learning, 30e6)
+
+
+def _task(config: Mapping[str, Any], cell: study.Cell, limit: int | None) -> tuple[int, float, int]:
+    own = config[cell.benchmark]
+    cap = own.get("max_new_tokens")
+    row: Any
+    if cell.benchmark == "ruler":
+        row = ruler.TASKS[cell.task]
+        new = min(row.tokens, cap or row.tokens)
+        return own["samples"], cell.length - new, new
+    if cell.benchmark == "longbench":
+        row, length = longbench.TASKS[cell.task], WORDS[cell.task] * TOKENS_A_WORD
+        length = min(length, limit or length)
+    else:
+        row, length = longproc.TASKS[cell.task], LONGPROC_TOKENS[cell.task]
+    return min(own["samples"] or row.samples, row.samples), length, min(row.tokens, cap or row.tokens)
+
+
+def _evaluation(
+    model: str,
+    name: str,
+    tasks: Sequence[tuple[int, float, int]],
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    shape: Mapping[str, Any] | None,
+) -> Stage:
+    cells = len(methods) * len(budgets)
+    drafts = sum(method in ("laq", "laqpp", "speckv") for method in methods)
+    seconds: float | None = 0.0
+    for samples, length, new in tasks:
+        passes = 1 + cells / ROWS  # the full cache's answer, then all the others at once
+        seconds = _add(seconds, _prefill(shape, length, samples))
+        seconds = _add(seconds, _decode(shape, new * passes + 32 * drafts, samples))
+    samples = sum(task[0] for task in tasks)
+    written = sum(task[0] * task[2] for task in tasks) * (1 + cells)
+    disk = samples * (1 + cells) * RECORD_BYTES + sum(TOKEN_BYTES * t[0] * t[1] for t in tasks)
+    return Stage(
+        model, name, len(tasks), samples, sum(t[0] * t[1] for t in tasks), written, seconds, disk
+    )  # fmt: skip
+
+
+def _shape(model: str, root: Path) -> dict[str, Any] | None:
+    shape: dict[str, Any] | None = study.model_spec(model, root)["shape"]
+    return shape
+
+
+def _prefill(shape: Mapping[str, Any] | None, tokens: float, prompts: float) -> float | None:
+    """Seconds."""
+    if shape is None:
+        return None
+    flop = 2 * shape["parameters"] * tokens + 2 * tokens**2 * shape["layers"] * shape["width"]
+    return prompts * flop / FLOPS
+
+
+def _decode(shape: Mapping[str, Any] | None, steps: float, batches: float) -> float | None:
+    """Seconds."""
+    return None if shape is None else batches * steps * max(STEP_S, 2 * shape["parameters"] / READ_BYTES_S)
+
+
+def _add(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _judgements(config: Mapping[str, Any], questions: int) -> int:
+    methods = [name for name in config["methods"] if name != "full"]
+    return 2 * questions * (1 + len(methods) * len(study.budgets(config, study.MTBENCH)))
+
+
+def _cells(stage: Stage) -> tuple[str, ...]:
+    hours = "unknown" if stage.hours is None else f"{stage.hours:,.2f}"
+    return (
+        stage.model, stage.name, f"{stage.jobs:,}", _count(stage.prompts), _count(stage.read),
+        _count(stage.written), hours, _bytes(stage.disk),
+    )  # fmt: skip
+
+
+def _count(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "K")):
+        if value >= limit:
+            return f"{value / (limit if unit != 'K' else 1e3):,.1f} {unit}"
+    return f"{value:,.0f}"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{value / 2**20:,.1f} MiB"

@@ -1,0 +1,380 @@
+"""What each verb of the command line does. Verbs import what they need when they run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lkv.errors import UserError
+from lkv.protocol import Protocol, protocol
+from lkv.registry import FULL, SELF
+from lkv.study import VERSIONS, read_spec
+
+if TYPE_CHECKING:
+    from lkv.interface import Method
+    from lkv.models import Loaded
+
+Arguments = argparse.Namespace
+log = logging.getLogger("lkv")
+
+
+def model(args: Arguments) -> None:
+    """bring a model to a local folder, once"""
+    from lkv.models import obtain
+
+    spec = read_spec(args.spec)
+    obtain(spec, args.out)
+    log.info("model %s from %s in %s", spec["name"], spec["source"]["kind"], args.out)
+
+
+def data_train(args: Arguments) -> None:
+    """training prompts with the model's own answers"""
+    from lkv.data.frozen import freeze, sidecar
+    from lkv.data.mixture import frozen_mixture, notices
+    from lkv.data.prompts import build
+    from lkv.data.shards import Stored, join
+    from lkv.records import read_json
+    from lkv.responses import respond_sharded
+
+    if bool(args.mixture) == bool(args.sources):
+        raise UserError("give either --mixture (offline prompts) or --sources (data sets)")
+    loaded = _load(args)
+    prompts = args.out.with_suffix(".prompts.jsonl")
+    if args.sources:
+        context = _context(args.model) or args.max_tokens + args.response_tokens
+        longest = min(args.max_tokens, context - args.response_tokens)
+        stored = frozen_mixture(prompts, args.sources, loaded.tokenizer, longest, args.seed, VERSIONS["data"])
+        for notice in notices(read_json(sidecar(prompts))["sources"]):
+            _notify(notice)
+        facts: dict[str, Any] = {"sources": args.sources}
+    else:
+        if not args.samples or not args.lengths:
+            raise UserError("--mixture needs --samples and --lengths")
+        facts = {"mixture": dict(args.mixture)}
+        freeze(prompts, build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed))
+        stored = Stored(prompts)
+    shards = respond_sharded(
+        loaded,
+        stored,
+        args.response_tokens,
+        args.batch,
+        args.out.with_suffix(".answers"),
+        version=VERSIONS["data"],
+        notify=_notify,
+    )
+    join(args.out, stored, shards, seed=args.seed, model=loaded.name, fingerprint=loaded.fingerprint, **facts)
+    log.info("%d prompts in %s", len(stored), args.out)
+
+
+def data_ruler(args: Arguments) -> None:
+    """one RULER task at one length, frozen with its hash"""
+    from lkv.bench import ruler
+    from lkv.bench.ruler_ready import build_ready
+    from lkv.models import load_tokenizer
+
+    tokenizer, protocol = load_tokenizer(args.model), _protocol(args)
+    if args.ready:
+        records = build_ready(
+            args.task, args.length, args.ready, tokenizer, protocol, args.samples, args.max_new_tokens
+        )
+    else:
+        records = ruler.build(
+            args.task,
+            args.length,
+            args.samples,
+            args.seed,
+            tokenizer,
+            haystack=args.haystack,
+            squad=args.squad,
+            hotpotqa=args.hotpotqa,
+            max_new_tokens=args.max_new_tokens,
+            protocol=protocol,
+        )
+    _freeze(args, records, args.length, seed=args.seed)
+
+
+def data_longbench(args: Arguments) -> None:
+    """one LongBench task, its prompts filled in and cut"""
+    from lkv.bench.longbench import build
+    from lkv.models import load_tokenizer
+
+    tokenizer, context = load_tokenizer(args.model), _context(args.model)
+    protocol, limits = _protocol(args), (args.samples, args.max_new_tokens, context)
+    _freeze(args, build(args.task, args.source, tokenizer, protocol, *limits), source=args.source)
+
+
+def data_longproc(args: Arguments) -> None:
+    """one LongProc task from a local copy of its data"""
+    from lkv.bench.longproc import build
+    from lkv.models import load_tokenizer
+
+    tokenizer, context = load_tokenizer(args.model), _context(args.model)
+    protocol, limits = _protocol(args), (args.samples, args.max_new_tokens, context)
+    _freeze(args, build(args.task, args.data_folder, tokenizer, protocol, *limits))
+
+
+def train(args: Arguments) -> None:
+    """train the lookahead tokens and their LoRA"""
+    from lkv.data.frozen import sidecar
+    from lkv.data.shards import Stored
+    from lkv.device import describe
+    from lkv.provenance import commit, package_versions
+    from lkv.records import read_json, require
+    from lkv.train import Schedule, train
+
+    loaded = _load(args)
+    prompts, made = Stored(args.data), read_json(sidecar(args.data))
+    for prompt in prompts[:1]:
+        require(prompt, ("id", "kind", "length", "ids", "response"), args.data, "lkv data train")
+    schedule = Schedule(
+        args.steps, args.batch, args.learning_rate, args.warmup_steps, args.held_out, args.seed
+    )
+    kinds = [source["name"] for source in made.get("sources", [])] or sorted(made.get("mixture", ["?"]))
+    offline = "offline " if made.get("mixture") else ""
+    provenance = {
+        "trained_on": f"{len(prompts) - args.held_out} self-answered {offline}prompts ({', '.join(kinds)}) "
+        f"of {min(prompts.lengths, default=0)} to {max(prompts.lengths, default=0)} tokens",
+        "data_sha256": prompts.sha256,
+        "model_fingerprint": loaded.fingerprint,
+        "dtype": loaded.dtype,
+        "device": describe(loaded.model.device)[0],
+        "commit": commit(),
+        "packages": package_versions(),
+    }
+    keep = int(args.keep_gib * 2**30)
+    adapter = train(
+        loaded, prompts, schedule, args.arm, args.out, args.csv, provenance, keep, version=VERSIONS["train"]
+    )
+    card = adapter.card
+    log.info("held-out KL %s -> %s in %s", card["held_out_kl_before"], card["held_out_kl_after"], args.out)
+
+
+def evaluate(args: Arguments) -> None:
+    """one task under all methods and budgets"""
+    from lkv.data.frozen import load
+    from lkv.evaluate import RECORD, evaluate
+    from lkv.records import require
+
+    loaded = _load(args)
+    methods = [method for method in _methods(args, loaded) if method is not None]
+    notice = evaluate(
+        loaded,
+        [require(record, RECORD, args.data, "lkv data") for record in load(args.data)],
+        methods,
+        args.budgets,
+        args.study,
+        args.seed,
+        args.journal,
+        args.out,
+        VERSIONS["evaluate"],
+    )
+    _notify(notice)
+    log.info("%d methods x %d budgets in %s", len(methods), len(args.budgets), args.out)
+
+
+def mtbench(args: Arguments) -> None:
+    """MT-Bench's two turns under all methods and budgets"""
+    from lkv.bench.mtbench import load_questions
+    from lkv.turns import answers
+
+    questions = load_questions(args.questions, args.samples, args.references)
+    loaded = _load(args)
+    notice = answers(
+        loaded,
+        questions,
+        [method for method in _methods(args, loaded) if method is not None],
+        args.budgets,
+        args.max_new_tokens,
+        args.study,
+        args.seed,
+        args.journal,
+        args.out,
+        VERSIONS["evaluate"],
+    )
+    _notify(notice)
+    log.info("%d questions in %s", len(questions), args.out)
+
+
+def judge(args: Arguments) -> None:
+    """ratings of MT-Bench's answers, by any OpenAI-compatible endpoint"""
+    from lkv.bench.judge import Judge, judge, write_samples
+
+    by = Judge(args.url, args.model, args.temperature, args.key_variable)
+    _notify(judge(args.answers, by, args.journal, args.judgements, args.prompts))
+    write_samples(args.judgements, args.answers, args.out)
+    log.info("ratings by %s in %s", args.model, args.judgements)
+
+
+def score(args: Arguments) -> None:
+    """score predictions that others made"""
+    from lkv.bench.published import score_published
+
+    beside = args.path / "scores.csv" if args.path.is_dir() else args.path.parent / "scores.csv"
+    out = args.out or beside
+    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning)
+    print(text, end="")
+    for notice in notices:
+        _notify(notice)
+    log.info("%s", out)
+
+
+def latency(args: Arguments) -> None:
+    """what each method adds to a plain prefill"""
+    from lkv.latency import filler, latency
+    from lkv.records import LATENCY_COLUMNS, write_csv
+
+    loaded = _load(args)
+    prompts = {length: filler(loaded.tokenizer, length) for length in args.lengths}
+    rows = latency(
+        loaded, prompts, _methods(args, loaded), args.budgets, args.repeats, args.warmups, args.study
+    )
+    write_csv(args.out, rows, LATENCY_COLUMNS)
+    log.info("%d rows in %s", len(rows), args.out)
+
+
+def summarise(args: Arguments) -> None:
+    """sample rows to accuracy.csv and paired.csv"""
+    from lkv.summarise import write_summary
+
+    write_summary(args.samples, args.out, args.paired, args.seed)
+
+
+def gather(args: Arguments) -> None:
+    """join the parts that single models wrote"""
+    import pandas as pd
+
+    from lkv.records import LATENCY_COLUMNS, TRAINING_COLUMNS, read_csv, write_csv
+
+    columns = {"training": TRAINING_COLUMNS, "latency": LATENCY_COLUMNS}[args.kind]
+    write_csv(args.out, pd.concat([read_csv(part, columns) for part in args.parts]), columns)
+
+
+def provenance(args: Arguments) -> None:
+    """what a study's figures rest on: code, data, models, device"""
+    from lkv.provenance import write_provenance
+
+    write_provenance(args.config, args.models, args.data, args.adapters, args.out, args.device, args.dtype)
+
+
+def table(args: Arguments) -> None:
+    """method x budget as PDF, CSV, Markdown and LaTeX"""
+    from lkv.report.table import write_table
+
+    write_table(args.results, args.out)
+
+
+def plot(args: Arguments) -> None:
+    """a figure as PDF, SVG and PNG"""
+    from lkv.report.plots import plot
+
+    plot(args.kind, args.results, args.out)
+
+
+def generate(args: Arguments) -> None:
+    """answer a prompt from an evicted cache"""
+    import torch
+
+    from lkv.chat import chat_ids
+    from lkv.generate import generate
+
+    loaded = _load(args)
+    ids = torch.tensor([chat_ids(loaded.tokenizer, _text(args.prompt_file))])
+    args.methods = [args.method]
+    [method] = _methods(args, loaded)
+    done = generate(loaded.model, ids, method, args.budget, args.max_new_tokens)
+    print(loaded.tokenizer.decode(done.tokens, skip_special_tokens=True))
+    print(
+        f"\n{args.method}: kept {done.kept:.0f} of {done.prompt_tokens} tokens a layer and KV head; "
+        f"cache {done.cache_bytes / 2**20:.1f} MiB of {done.full_cache_bytes / 2**20:.1f} MiB; "
+        f"TTFT {done.ttft_s:.3f} s; {done.tokens_per_s:.1f} tokens/s; "
+        f"{loaded.backend}, {loaded.dtype}, {loaded.model.device}",
+        file=sys.stderr,
+    )
+
+
+def _notify(notice: str) -> None:
+    if notice:
+        log.warning(notice)
+        print(f"lkv: {notice}", file=sys.stderr)
+
+
+def plan(args: Arguments) -> None:
+    """what a study will cost: jobs, prompts, tokens, GPU-hours, disk"""
+    from lkv.plan import lines
+    from lkv.study import read_config
+
+    print("\n".join(lines(read_config(args.config))))
+
+
+def _load(args: Arguments) -> Loaded:
+    from lkv import device
+    from lkv.models import load
+
+    loaded = load(args.model, device.pick(args.device), args.dtype)
+    facts = f"{loaded.name} on {loaded.model.device}, {loaded.dtype}, attention {loaded.backend}"
+    log.info(facts)
+    if args.verb != "generate":  # whose standard output is the answer alone
+        print(facts)
+    return loaded
+
+
+def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
+    from lkv import device
+    from lkv.lookahead import RECIPE, LookaheadKV
+    from lkv.models import load
+    from lkv.registry import get
+
+    adapter = LookaheadKV.from_pretrained(args.adapter, loaded.model) if args.adapter else None
+    if args.kernel % 2 == 0:
+        raise UserError(f"a pooling kernel of {args.kernel} has no middle; give an odd number")
+    pool = None if args.pool == "none" else args.pool
+    recipe = replace(RECIPE, pool=pool, kernel=args.kernel, order=args.order)
+    draft: Loaded | Literal["self"] | None = SELF if args.draft == SELF else None
+    if "speckv" in args.methods and args.draft not in (None, SELF):
+        draft = load(Path(args.draft), device.pick(args.device), args.dtype)
+    return [
+        None if name == FULL else get(name, adapter, recipe, draft, loaded.tokenizer) for name in args.methods
+    ]
+
+
+def _protocol(args: Arguments) -> Protocol:
+    named = {"name": args.protocol, "template": args.template, "max_prompt": args.max_prompt}
+    return protocol(named | {"question_aware": not args.question_blind})
+
+
+def _context(folder: Path) -> int | None:
+    """How many tokens a model takes, where its config says so."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:
+    """A benchmark's records with their hash; a task without records is an error."""
+    from lkv.data.frozen import freeze
+
+    made = freeze(
+        args.out,
+        records,
+        task=args.task,
+        length=length,
+        tokenizer=args.model.name,
+        protocol=_protocol(args).label(args.kind, args.max_new_tokens),
+        **facts,
+    )
+    log.info("%s@%d: %d samples in %s", args.task, length, made, args.out)
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"no such prompt file: {path}; give a text file in UTF-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None

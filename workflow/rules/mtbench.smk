@@ -1,0 +1,54 @@
+# MT-Bench: two turns under eviction, then a judge behind an endpoint. Two rules, so that no answer is ever lost
+# for want of the judge; what either has finished lies in a journal.
+
+
+rule mtbench:
+    input:
+        model=PATHS.model,
+        adapter=lambda wildcards: study.adapter(config, wildcards.model),
+        draft=lambda wildcards: study.draft_card(config, wildcards.model),
+    output:
+        answers=PATHS.answers,
+    log:
+        f"logs/{STUDY}/mtbench/{{model}}.log",
+    priority: 1
+    conda:
+        "../envs/lkv.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+    params:
+        version=study.VERSIONS["evaluate"],
+        model=subpath(input.model, parent=True),
+        options=study.mtbench_flags(config),
+        journal=PATHS.journal.format(model="{model}", task="mtbench", length=0),
+        methods=lambda wildcards: study.methods(config, wildcards.model),
+        parts=lambda wildcards, input: study.parts(
+            config, wildcards.model, input.adapter, input.draft
+        ),
+        study=STUDY,
+        seed=config["seed"],
+        run=study.flags(config, "device", "dtype"),
+    shell:
+        "python -m lkv mtbench --model {params.model} {params.options:q} --methods {params.methods}"
+        " {params.parts} --study {params.study} --seed {params.seed} --journal {params.journal}"
+        " --out {output.answers} {params.run} --log {log}"
+
+
+rule judge:
+    input:
+        answers=PATHS.answers,
+    output:
+        judgements=PATHS.judgements,
+        samples=PATHS.samples.format(model="{model}", task="mtbench", length=0),
+    log:
+        f"logs/{STUDY}/judge/{{model}}.log",
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        version=study.VERSIONS["judge"],
+        judge=study.judge_flags(config),
+        journal=PATHS.journal.format(model="{model}", task="judge", length=0),
+    shell:
+        "python -m lkv judge --answers {input.answers} {params.judge:q} --journal {params.journal}"
+        " --judgements {output.judgements} --out {output.samples} --log {log}"
