@@ -47,7 +47,7 @@ def record_parts(
             "question-blind; set protocol.question_aware: true"
         )
     context, question = record["input"][: record["question_at"]], record["input"][record["question_at"] :]
-    before, after = _around(tokenizer) if record["template"] else ("", "")
+    before, after = around(tokenizer) if record["template"] else ("", "")
     head = tokenizer(before + context, add_special_tokens=not record["template"]).input_ids
     rest = tokenizer(question + after + record["answer_prefix"], add_special_tokens=False).input_ids
     if not rest:
@@ -78,8 +78,10 @@ def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, 
     return text
 
 
-def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What the template writes before and after a user turn."""
+def around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template writes before and after a user turn; nothing without one."""
+    if not tokenizer.chat_template:
+        return "", ""
     mark = "\N{OBJECT REPLACEMENT CHARACTER}"
     before, _, after = chat_text(tokenizer, mark).partition(mark)
     return before, after

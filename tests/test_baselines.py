@@ -123,7 +123,8 @@ def test_unknown_methods_and_missing_adapters_say_what_to_do():
 def test_each_baseline_states_its_paper_or_reason_in_its_own_file(name):
     module, attribute = registry.METHODS[name].split(":")
     found = importlib.import_module(module)
-    assert getattr(found, attribute).name == name
+    made = getattr(found, attribute)
+    assert (made() if name == "speckv" else made).name == name
     assert len((found.__doc__ or "").splitlines()) >= 1
     lines = Path(str(found.__file__)).read_text().splitlines()
     assert len(lines) <= 60

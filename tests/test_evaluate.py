@@ -120,7 +120,7 @@ def words(answer: str) -> list[str]:
 
 
 def methods(adapter: LookaheadKV, names: Sequence[str] = tuple(METHODS)) -> list[Method]:
-    return [get(name, adapter) for name in names]
+    return [get(name, adapter, draft="self") for name in names]
 
 
 @pytest.fixture

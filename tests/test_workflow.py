@@ -165,7 +165,7 @@ def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line
     assert "--budgets 64 128 256 --adapter results/mine/adapters/" in evaluate
     assert "/main --pool max --kernel 7 --order group_pool --study mine --seed 7 " in evaluate
     made = block(run.stdout, "data_ruler")
-    assert "--protocol official --max-prompt 7500 --seed 7 " in made
+    assert "--protocol official --seed 7 " in made
 
 
 def test_latency_takes_the_whole_machine_and_other_jobs_one_gpu_and_their_share_of_cores(clean: Path) -> None:

@@ -45,7 +45,7 @@ rule data_ruler:
         version=study.VERSIONS["data"],
         model=subpath(input.model, parent=True),
         options=lambda wildcards: study.ruler_flags(config["ruler"], wildcards.task),
-        protocol=lambda wildcards: study.protocol_flags(config, wildcards.model),
+        protocol=study.protocol_flags(config),
         seed=config["seed"],
     shell:
         "python -m lkv data ruler --model {params.model} --task {wildcards.task} --length {wildcards.length}"
@@ -70,7 +70,7 @@ rule data_given:
         version=study.VERSIONS["data"],
         model=subpath(input.model, parent=True),
         options=lambda wildcards: study.given_flags(config, wildcards.benchmark),
-        protocol=lambda wildcards: study.protocol_flags(config, wildcards.model),
+        protocol=study.protocol_flags(config),
     shell:
         "python -m lkv data {wildcards.benchmark} --model {params.model} --task {wildcards.task}"
         " {params.options:q} {params.protocol} --out {output.data} --log {log}"

@@ -1,0 +1,55 @@
+"""SpecKV: an answer that a draft model wrote looks, beside the prompt's last 32 tokens.
+
+s_j = max over a KV head's query heads and all observers i of softmax_j(q_i · k_j), max-pool 7, top-(C - 32)
+plus the window (Galim et al., ICLR 2026, arXiv 2506.08373). The draft is greedy, on its own full cache, at
+most 32 tokens (the LookaheadKV paper, p. 25) and no longer than the answer may get (the original's length).
+
+Deviation: above 4,096 tokens the original makes the target's *prefill* sparse too (MInference), a confound of
+accuracy and latency; that is not done here. An empty draft becomes the target's own first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lkv.draft import Writer, writer
+from lkv.engine import Prefilled, answer_tail
+from lkv.interface import Method, PromptRows, Recipe, Tail
+from lkv.records import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from lkv.models import Loaded
+
+DRAFT_TOKENS = 32
+WINDOW = PromptRows(last=32, over="max")
+
+
+def method(
+    draft: Loaded | None = None, tokenizer: Tokenizer | None = None, tokens: int = DRAFT_TOKENS
+) -> Method:
+    """SpecKV with the model `draft` and the target's `tokenizer`; how they meet is lkv.draft's matter.
+
+    Without a draft model the target drafts for itself: the ceiling of a draft's quality.
+    """
+    who: list[str] = []
+    write: Writer = _own
+    if draft is not None:
+        assert tokenizer is not None, "another model's draft is read with the target's tokenizer"
+        who, write = [draft.fingerprint, draft.dtype, draft.backend], writer(draft, tokenizer)
+
+    def observers(prefilled: Prefilled, budgets: Sequence[int]) -> list[Tail]:
+        most = min(tokens, prefilled.answer_tokens)
+        drafted = replace(prefilled)
+        drafted.answers = [answer[:most] for answer in write(prefilled, most)]
+        return [replace(answer_tail(drafted), over="max", beside=WINDOW)] * len(budgets)
+
+    recipe = Recipe(group="max", window=32)
+    return Method("speckv", recipe, observers, reads=(WINDOW,), identity=fingerprint(*who, tokens))
+
+
+def _own(prefilled: Prefilled, tokens: int) -> list[list[int]]:
+    return prefilled.answers
