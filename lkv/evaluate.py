@@ -34,7 +34,7 @@ from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
 from lkv.registry import FULL
 from lkv.select import select
 
-# What a benchmark's data file holds a sample (docs/records.md explains each).
+# What a benchmark's data file holds a sample (docs/protocols.md explains each).
 RECORD = (
     "benchmark", "task", "length", "sample", "planned", "haystack", "protocol", "question_aware", "template",
     "input", "question_at", "answer_prefix", "outputs", "classes", "metric", "max_new_tokens", "stops",

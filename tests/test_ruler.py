@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import csv
+import hashlib
 import importlib.util
-import io
 import json
 import os
 import random
@@ -16,17 +14,22 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lkv.bench import ruler_common, ruler_niah
-from lkv.bench.ruler import TASKS, build, clean, score
+from lkv.bench import score as score_record
+from lkv.bench.ruler import TASKS, build, clean, string_match
 from lkv.bench.ruler_common import WORDINGS, word_list, wording
+from lkv.bench.ruler_csv import rows
 from lkv.bench.ruler_niah import DEPTHS, Needles, niah
+from lkv.bench.ruler_ready import build_ready
 from lkv.bench.ruler_words import fwe
-from lkv.chat import chat_ids
-from lkv.data.documents import documents, haystack
+from lkv.chat import chat_ids, record_ids, record_parts
+from lkv.data.documents import OFFICIAL, documents, haystack
 from lkv.data.frozen import freeze, load, sidecar
 from lkv.errors import UserError
+from lkv.protocol import PROTOCOLS, Protocol
 
 SHARED = Path(os.environ.get("LKV_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 OFFLINE = [task for task in TASKS if not task.startswith("qa")]
@@ -153,22 +156,29 @@ class TestEveryTask:
         }
         for index, record in enumerate(made[task, length]):
             assert " ".join(record) == (
-                "benchmark task length sample input answer_prefix outputs max_new_tokens prompt_tokens "
-                "haystack metric"
+                "benchmark task length sample planned haystack protocol question_aware template input "
+                "question_at answer_prefix outputs classes metric max_new_tokens stops min_new_tokens "
+                "prompt_tokens"
             )
             assert (record["benchmark"], record["task"], record["length"]) == ("ruler", task, length)
-            assert record["sample"] == index
+            assert (record["sample"], record["planned"]) == (index, SAMPLES)
+            assert (record["protocol"], record["question_aware"], record["template"]) == (
+                "official",
+                True,
+                True,
+            )
+            assert (record["classes"], record["stops"], record["min_new_tokens"]) == ([], [], 0)
             expected = source.get(TASKS[task].haystack, rf"{TASKS[task].haystack}:[0-9a-f]{{8}}")
             assert re.fullmatch(expected, record["haystack"])
             assert record["metric"] == ("part" if task.startswith("qa") else "all")
-            assert record["answer_prefix"] == record["answer_prefix"].strip() != ""
+            assert re.match(" [AT]", record["answer_prefix"])  # RULER's own begins with its blank
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_data_depend_on_neither_task_order_nor_sample_count(task: str, made, tokenizer, qa_files) -> None:
     # The fixture built all tasks before and after this one, and five samples.
     alone = list(build(task, 1024, 2, 42, tokenizer, **qa_files))
-    assert alone == made[task, 1024][:2]
+    assert alone == [{**record, "planned": 2} for record in made[task, 1024][:2]]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -203,7 +213,7 @@ def test_one_value_asked_once_is_worded_in_the_singular(made) -> None:
     assert asked
     assert (
         record["answer_prefix"]
-        == f"The special magic number for {asked[1]} mentioned in the provided text is"
+        == f" The special magic number for {asked[1]} mentioned in the provided text is"
     )
     assert f"One of the special magic numbers for {asked[1]} is: {record['outputs'][0]}.\n" in record["input"]
 
@@ -213,7 +223,7 @@ def test_several_values_are_worded_in_the_plural(made) -> None:
         assert record["input"].startswith("Some special magic numbers are hidden")
         assert "\nWhat are all the special magic numbers for " in record["input"]
         assert record["answer_prefix"].endswith(" mentioned in the provided text are")
-    names = record["answer_prefix"].removeprefix("The special magic numbers for ").split(" mentioned")[0]
+    names = record["answer_prefix"].removeprefix(" The special magic numbers for ").split(" mentioned")[0]
     assert re.fullmatch(r"[^,]+, [^,]+, [^,]+, and [^,]+", names)
 
 
@@ -338,7 +348,7 @@ def test_squad_asks_the_files_answerable_questions_in_order(made, tokenizer, qa_
     data = json.loads(qa_files["squad"].read_text(encoding="utf-8"))["data"]
     asked = [q for a in data for p in a["paragraphs"] for q in p["qas"] if not q["is_impossible"]]
     records = list(build("qa_1", 2048, 30, 42, tokenizer, **qa_files))
-    assert records[:SAMPLES] == made["qa_1", 2048]
+    assert records[:SAMPLES] == [{**record, "planned": 30} for record in made["qa_1", 2048]]
     for record, item in zip(records, asked, strict=False):
         assert record["input"].endswith(f"\n\nQuestion: {item['question']}")
         assert record["outputs"] == [answer["text"] for answer in item["answers"]]
@@ -427,7 +437,17 @@ def test_fewer_new_tokens_leave_more_room_for_the_prompt(made, tokenizer) -> Non
     ],
 )
 def test_metric_is_rulers(prediction: str, outputs: list[str], metric: str, expected: float) -> None:
-    assert score(prediction, outputs, metric) == expected
+    assert string_match(prediction, outputs, metric) == expected
+    record = {"benchmark": "ruler", "outputs": outputs, "metric": metric}
+    assert score_record(record, prediction) == expected
+
+
+def test_kvpress_cleaning_deletes_control_characters() -> None:
+    text = "300738\n7. 300738"
+    assert clean(f" {text}\t", "kvpress") == "3007387. 300738"
+    assert string_match(text, ["3007387"], "all", "kvpress") == 100.0
+    with pytest.raises(UserError, match=r"unknown cleaning 'none'; known: ruler, kvpress"):
+        clean(text, "none")
 
 
 def test_cleaning_strips_before_and_after() -> None:
@@ -444,58 +464,244 @@ def test_part_counts_any_reference_where_lm_eval_counts_the_share() -> None:
     spec.loader.exec_module(theirs)
     references = ["Paris", "city of Paris"]
     assert theirs.string_match_part(["Paris"], [references]) == 0.5
-    assert score("Paris", references, "part") == 100.0
+    assert string_match("Paris", references, "part") == 100.0
     for prediction in ("Paris", "the city of paris", "Rome"):
-        assert score(prediction, references, "all") == 100 * theirs.string_match_all(
+        assert string_match(prediction, references, "all") == 100 * theirs.string_match_all(
             [prediction], [references]
         )
 
 
 def test_metric_and_references_are_checked() -> None:
     with pytest.raises(UserError, match=r"unknown RULER metric 'any'; known: all, part"):
-        score("a", ["a"], "any")
+        string_match("a", ["a"], "any")
     with pytest.raises(UserError, match="no reference answers"):
-        score("a", [], "all")
+        string_match("a", [], "all")
 
 
-def published(archive: tarfile.TarFile, run: str) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Our scores and the published mean by task, of one kvpress run."""
-    member = {Path(name).name: name for name in archive.getnames() if f"{run}/" in name}
-    rows = csv.DictReader(
-        io.TextIOWrapper(archive.extractfile(member["predictions.csv"]), encoding="utf-8", newline="")
-    )
-    ours: dict[str, list[float]] = {}
-    for row in rows:
-        quoted = re.findall(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", row["answer"])
-        outputs = [ast.literal_eval(item) for item in quoted]
-        ours.setdefault(row["task"], []).append(
-            score(row["predicted_answer"], outputs, TASKS[row["task"]].metric)
-        )
-    metrics = json.load(archive.extractfile(member["metrics.json"]))
-    return ours, {task: values["string_match"] for task, values in metrics.items()}
+# Wording, against what others published.
 
 
-@pytest.mark.parametrize(
-    ("run", "exceptions"),
-    [
-        ("ruler__4096__Qwen--Qwen3-8B__no_press__0.00", {}),
-        # kvpress deletes control characters: one of its 500 hits is two lines' digits glued together.
-        (
-            "ruler__4096__meta-llama--Llama-3.1-8B-Instruct__centrality_ppr_knorm_d0.15__0.875",
-            {"niah_multivalue": 26.20},
-        ),
-    ],
-)
-def test_published_scores_are_reproduced(run: str, exceptions: dict[str, float]) -> None:
+def anonymous(task: str, question: str, prefix: str) -> str:
+    """Question part and answer prefix, the sample's own values replaced by marks."""
+    text = question + prefix
+    if task.startswith("niah"):
+        for name in re.split(", and |, ", re.search(r" for (.+) mentioned", prefix)[1]):
+            text = text.replace(name, "<key>")
+        return text
+    if task == "vt":
+        return re.sub(r"\b[1-9]\d{4}\b", "<value>", text)
+    if task.startswith("qa"):
+        instruction, _ = question.split("\n\nQuestion: ")
+        return f"{instruction}\n\nQuestion: <question>{prefix}"
+    return text
+
+
+@pytest.mark.parametrize("run", ["Qwen3-8B__no_press__0.00", "centrality_ppr_knorm_d0.15__0.25"])
+def test_questions_and_answer_prefixes_are_worded_as_published(run: str, made, tmp_path) -> None:
+    """kvpress's data differ in two ways: the blank before the prefix ends the question, and vt's old typo."""
     path = SHARED / "data" / "predictions.tar.xz"
     if not path.is_file():
         pytest.skip(f"no published predictions at {path}; set LKV_SHARED to the folder that holds data/")
     with tarfile.open(path) as archive:
-        ours, theirs = published(archive, run)
-    assert set(ours) == set(theirs) == set(TASKS)
-    for task, scores in ours.items():
-        assert len(scores) == 500
-        assert statistics.fmean(scores) == pytest.approx(exceptions.get(task, theirs[task]), abs=0.01)
+        (name,) = (name for name in archive.getnames() if name.endswith(f"{run}/predictions.csv"))
+        (tmp_path / "predictions.csv").write_bytes(archive.extractfile(name).read())
+    columns = ("task", "question", "answer_prefix", "answer", "max_new_tokens")
+    theirs: dict[str, set[str]] = {}
+    for _, row in rows(tmp_path / "predictions.csv", columns):
+        task, question, prefix = row["task"], row["question"], row["answer_prefix"]
+        assert question.endswith(" ")
+        assert prefix == prefix.strip() + (" " if task == "vt" else "")
+        assert int(row["max_new_tokens"]) == TASKS[task].tokens
+        theirs.setdefault(task, set()).add(anonymous(task, question[:-1], " " + prefix))
+    assert set(theirs) == set(TASKS)
+    for task in TASKS:
+        ours = {
+            anonymous(task, record["input"][record["question_at"] :], record["answer_prefix"])
+            for record in made[task, 2048]
+        }
+        assert len(ours) == 1
+        if task == "vt":
+            ours = {text.replace("variables are assigned", "variables are assgined") for text in ours}
+        assert theirs[task] == ours
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_question_part_begins_right_after_the_context(task: str, made) -> None:
+    for record in made[task, 2048]:
+        context, question = record["input"][: record["question_at"]], record["input"][record["question_at"] :]
+        assert context.endswith("\n")
+        assert re.match("(Question: |What |Answer the question based on)", question)
+        assert record["input"].endswith(question)
+        if not task.startswith("qa"):  # yes and no are in no text
+            assert answers_in(context, record["outputs"]) == record["outputs"]
+        assert len(question) < 450
+
+
+# Protocols.
+
+
+def test_kvcache_factory_has_no_template_its_own_tokens_and_one_metric(tokenizer, made) -> None:
+    for task in ("niah_single_1", "vt"):
+        for record in build(task, 1024, 2, 42, tokenizer, protocol=PROTOCOLS["kvcache_factory"]):
+            assert (record["protocol"], record["template"]) == ("kvcache_factory", False)
+            assert (record["max_new_tokens"], record["metric"]) == (64, "all")
+            raw = tokenizer(record["input"] + record["answer_prefix"]).input_ids
+            assert record_ids(tokenizer, record) == raw
+            assert 0.9 * 1024 < record["prompt_tokens"] + 64 == len(raw) + 64 <= 1024
+    assert re.search(r"in the text above\. Answer: ", record["input"] + record["answer_prefix"])
+    for task in ("qa_1", "qa_2"):
+        with pytest.raises(UserError, match=rf"the protocol kvcache_factory has no {task}.*official"):
+            build(task, 1024, 1, 42, tokenizer, protocol=PROTOCOLS["kvcache_factory"])
+
+
+def test_question_blind_prompts_fit_in_their_two_parts(tokenizer) -> None:
+    for record in build("vt", 1024, 3, 42, tokenizer, protocol=Protocol("official", question_aware=False)):
+        assert (record["protocol"], record["question_aware"]) == ("official question_blind", False)
+        context, question = record_parts(tokenizer, record)
+        assert record["prompt_tokens"] == len(context) + len(question) <= 1024 - 30
+
+
+def test_a_cap_is_in_the_label_of_every_task_of_the_study(tokenizer) -> None:
+    for task, tokens in (("niah_single_1", 40), ("vt", 30)):
+        (record,) = build(task, 1024, 1, 42, tokenizer, max_new_tokens=40)
+        assert (record["protocol"], record["max_new_tokens"]) == ("official new_tokens<=40", tokens)
+    (record,) = build("vt", 1024, 1, 42, tokenizer, max_new_tokens=128)
+    assert record["protocol"] == "official"
+
+
+# Sources.
+
+
+def test_official_texts_are_named_so_and_a_wrong_pin_is_refused(monkeypatch, tmp_path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"text": "A tale. Another one."}', encoding="utf-8")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert haystack(f"{path}#sha256={digest}") == (f"mine:{digest[:8]}", "A tale. Another one.")
+    with pytest.raises(UserError, match=rf"mine\.json has SHA-256 {digest}, not {'0' * 64}; get the right"):
+        haystack(f"{path}#sha256={'0' * 64}")
+    monkeypatch.setitem(OFFICIAL, digest, "essays")
+    assert haystack(str(path))[0] == "essays:official"
+
+
+def test_the_shared_essays_are_the_official_ones_and_the_excerpts_are_not(qa_files, tokenizer) -> None:
+    essays = qa_files["squad"].parent / "PaulGrahamEssays.json"
+    if not essays.is_file():
+        pytest.skip(f"no essays in {SHARED}; set LKV_SHARED to the folder that holds data/")
+    (record,) = build("niah_single_2", 4096, 1, 42, tokenizer, haystack=str(essays))
+    assert record["haystack"] == "essays:official"
+    (record,) = build("qa_1", 4096, 1, 42, tokenizer, **qa_files)
+    assert re.fullmatch("squad:[0-9a-f]{8}", record["haystack"])
+
+
+def test_hub_sources_fail_at_once_without_a_network(monkeypatch, tokenizer) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    for source, options in (
+        ("hub:nobody/essays", {"task": "niah_single_2", "haystack": "hub:nobody/essays"}),
+        ("hub:nobody/hotpotqa@main", {"task": "qa_2", "hotpotqa": "hub:nobody/hotpotqa@main"}),
+    ):
+        owner = source.removeprefix("hub:").partition("@")[0]
+        with pytest.raises(
+            UserError, match=rf"from the hub's {owner} \(ConnectionError: no route\); download"
+        ):
+            build(length=1024, samples=1, seed=42, tokenizer=tokenizer, **options)
+
+
+def refuse(*args, **options):
+    raise ConnectionError("no route")
+
+
+@pytest.mark.parametrize("task", ["niah_single_2", "cwe"])
+def test_the_longest_length_is_filled(task: str, tokenizer) -> None:
+    (record,) = build(task, 131072, 1, 42, tokenizer)
+    assert 0.98 * 131072 < record["prompt_tokens"] + record["max_new_tokens"] <= 131072
+    assert answers_in(record["input"], record["outputs"]) == record["outputs"]
+
+
+# Ready-made sets.
+
+READY = [
+    {
+        "context": f"Here is a text about lamp {i}.\n",
+        "question": f"Which lamp, it's number {i}? ",
+        "answer_prefix": "The lamp is",
+        "answer": [f"lamp {i}", 'it\'s "that" one'],
+        "task": task,
+        "max_new_tokens": 128 if task == "niah_single_1" else 32,
+    }
+    for i, task in enumerate(["niah_single_1", "qa_1", "niah_single_1", "qa_1", "niah_single_1"])
+]
+
+
+def ready_set(folder: Path, form: str, sets: list[dict] = READY) -> str:
+    """`sets` at 4096 in one of the forms a folder may hold; the source's name."""
+    frame = pd.DataFrame(sets)
+    if form == "parquet":
+        frame.to_parquet(folder / "4096.parquet")
+    elif form == "jsonl":
+        text = "".join(json.dumps(record) + "\n" for record in sets)
+        (folder / "4096.jsonl").write_text(text, encoding="utf-8")
+    else:
+        frame["answer"] = [str(np.array(answer, dtype=object)) for answer in frame["answer"]]
+        frame.to_csv(folder / f"4096.{form}", index=False)
+    return f"folder:{folder}"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "csv.gz", "parquet"])
+def test_ready_made_sets_are_taken_as_they_are(form: str, tmp_path, tokenizer) -> None:
+    source = ready_set(tmp_path, form)
+    official = PROTOCOLS["official"]
+    records = list(build_ready("niah_single_1", 4096, source, tokenizer, official))
+    own = [record for record in READY if record["task"] == "niah_single_1"]
+    assert [r["input"] for r in records] == [o["context"] + o["question"] for o in own]
+    assert [r["input"][r["question_at"] :] for r in records] == [o["question"] for o in own]
+    assert [(r["answer_prefix"], r["outputs"]) for r in records] == [
+        (o["answer_prefix"], o["answer"]) for o in own
+    ]
+    for index, record in enumerate(records):
+        assert (record["sample"], record["planned"], record["length"]) == (index, 500, 4096)
+        assert record["haystack"] == f"ready:{tmp_path.name}"
+        assert (record["max_new_tokens"], record["metric"]) == (128, "all")
+        assert record["prompt_tokens"] == len(record_ids(tokenizer, record))
+    (capped,) = build_ready("qa_1", 4096, source, tokenizer, official, samples=1, max_new_tokens=8)
+    assert (capped["max_new_tokens"], capped["planned"], capped["metric"]) == (8, 1, "part")
+    (record,) = build("vt", 1024, 1, 42, tokenizer)
+    assert list(capped) == list(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": []}, "line 3: answer must be a list of texts, none of them empty"),
+        ({"answer": "lamp"}, "line 3: answer must be a list of texts"),
+        ({"context": None}, "line 3: the record lacks context; wanted: context, question"),
+        ({"task": "niah_single_9"}, r"unknown RULER task in .*line 3: 'niah_single_9'"),
+        ({"max_new_tokens": "many"}, "line 3: max_new_tokens is many; it must be 1 or more"),
+        (READY[0], "line 3: the same record as in .*line 1; keep one of them"),
+    ],
+)
+def test_bad_ready_made_records_are_named_by_line(change: dict, message: str, tmp_path, tokenizer) -> None:
+    source = ready_set(tmp_path, "jsonl", [*READY[:2], {**READY[2], **change}, *READY[3:]])
+    with pytest.raises(UserError, match=message):
+        list(build_ready("niah_single_1", 4096, source, tokenizer, PROTOCOLS["official"]))
+
+
+def test_ready_made_sets_of_another_length_or_form_are_refused(tmp_path, tokenizer) -> None:
+    source, official = ready_set(tmp_path, "jsonl"), PROTOCOLS["official"]
+    for given, length, message in (
+        (source, 8192, r"needs one file with RULER at 8192; it holds 4096\.jsonl; give folder:PATH"),
+        (f"folder:{tmp_path}/gone", 4096, "it is empty or no folder"),
+        (str(tmp_path), 4096, "unknown source of ready-made RULER '/.*'; allowed: folder:PATH"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_ready("niah_single_1", length, given, tokenizer, official)
+    with pytest.raises(UserError, match="has no record of vt at 4096"):
+        list(build_ready("vt", 4096, source, tokenizer, official))
+    (tmp_path / "4096.jsonl").write_text('{"context": \n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"4096\.jsonl, line 1: not a JSON record in UTF-8"):
+        list(build_ready("vt", 4096, source, tokenizer, official))
+    (tmp_path / "4096.csv").write_text("task\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"it holds 4096\.csv, 4096\.jsonl"):
+        build_ready("vt", 4096, source, tokenizer, official)
 
 
 # Frozen files.
@@ -563,7 +769,7 @@ def test_bad_requests_are_refused_before_the_first_record(tokenizer, qa_files, t
             )
     with pytest.raises(UserError, match=r"needs a local SQuAD 2\.0 JSON.*no file was given; set squad"):
         build("qa_1", 1024, 1, 42, tokenizer)
-    with pytest.raises(UserError, match=r"no such file: gone\.json; set hotpotqa"):
+    with pytest.raises(UserError, match=r"no such hotpotqa file: gone\.json; set hotpotqa"):
         build("qa_2", 1024, 1, 42, tokenizer, hotpotqa="gone.json")
     with pytest.raises(UserError, match=r"no such essays file: gone\.txt; set haystack to 'pydoc'"):
         build("niah_single_2", 1024, 1, 42, tokenizer, haystack="gone.txt")

@@ -1,15 +1,16 @@
 """RULER (arXiv 2404.06654): thirteen tasks made to length, and their metric.
 
 A length includes the tokens to generate and is counted with the model's own tokenizer and chat template,
-answer prefix included. Wordings are the installed lm-eval's; generators are our own, because lm-eval's draw
-from one global random state, so that its data depend on the order of tasks.
+answer prefix included. Wordings are those of RULER's newer tree, read from the installed lm-eval and mended;
+generators are our own, because lm-eval's draw from one global random state, so that its data depend on the
+order of tasks.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,10 @@ from lkv.bench.ruler_common import Generator, Prompt
 from lkv.bench.ruler_niah import Needles, niah
 from lkv.bench.ruler_qa import qa
 from lkv.bench.ruler_words import cwe, fwe, vt
-from lkv.chat import chat_ids
+from lkv.chat import record_ids, record_parts
 from lkv.data import documents
 from lkv.errors import UserError, one_of
+from lkv.protocol import PROTOCOLS, Protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,8 +56,80 @@ TASKS = {
     "qa_2": Task("hotpotqa", 32, metric="part"),
 }
 METRICS = ("all", "part")
+CLEANINGS = {"ruler": "\n", "kvpress": ""}  # what a control character becomes
+SAMPLES = 500  # per task and length
 
-Sized = tuple[int, int, Prompt]  # units of haystack, tokens of the whole prompt, the prompt
+Sized = tuple[int, dict[str, Any]]  # units of haystack, the record
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a protocol makes of one task: its label, and the record's fields of these names."""
+
+    protocol: str
+    question_aware: bool
+    template: bool
+    metric: str
+    max_new_tokens: int
+
+
+def terms(task: str, protocol: Protocol, max_new_tokens: int | None = None) -> Terms:
+    """`max_new_tokens` caps the tokens to generate; tasks that it leaves alone carry the same label."""
+    if task not in TASKS:
+        raise one_of("RULER task", task, TASKS)
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UserError(f"RULER's max_new_tokens is {max_new_tokens}; it must be 1 or more")
+    row = TASKS[task]
+    if protocol.ruler_metric and row.metric != protocol.ruler_metric:
+        raise UserError(
+            f"the protocol {protocol.name} has no {task}: that harness has no QA tasks; "
+            "leave qa_1 and qa_2 out, or set protocol.name: official"
+        )
+    tokens = protocol.ruler_tokens or row.tokens
+    most = protocol.ruler_tokens or max(other.tokens for other in TASKS.values())
+    capped = max_new_tokens is not None and max_new_tokens < most
+    return Terms(
+        protocol=protocol.label("ruler", max_new_tokens if capped else None),
+        question_aware=protocol.question_aware,
+        template=protocol.templated("ruler"),
+        metric=protocol.ruler_metric or row.metric,
+        max_new_tokens=min(tokens, max_new_tokens or tokens),
+    )
+
+
+def record(
+    task: str,
+    length: int,
+    sample: int,
+    planned: int,
+    haystack: str,
+    agreed: Terms,
+    prompt: Prompt,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """One line of a data file, its tokens counted as they will be run."""
+    made = {
+        "benchmark": "ruler",
+        "task": task,
+        "length": length,
+        "sample": sample,
+        "planned": planned,
+        "haystack": haystack,
+        "protocol": agreed.protocol,
+        "question_aware": agreed.question_aware,
+        "template": agreed.template,
+        "input": prompt.input,
+        "question_at": prompt.question_at,
+        "answer_prefix": prompt.answer_prefix,
+        "outputs": prompt.outputs,
+        "classes": [],
+        "metric": agreed.metric,
+        "max_new_tokens": agreed.max_new_tokens,
+        "stops": [],
+        "min_new_tokens": 0,
+    }
+    parts = [record_ids(tokenizer, made)] if agreed.question_aware else record_parts(tokenizer, made)
+    return {**made, "prompt_tokens": sum(map(len, parts))}
 
 
 def build(
@@ -68,47 +142,42 @@ def build(
     squad: str | Path | None = None,
     hotpotqa: str | Path | None = None,
     max_new_tokens: int | None = None,
+    protocol: Protocol = PROTOCOLS["official"],
 ) -> Iterator[dict[str, Any]]:
     """Records of one task at one length, each at most `length` tokens with what is to be generated.
 
-    Sample i depends on seed, task, length, sources and tokenizer alone: not on the order of tasks, nor on
-    how many samples there are. `max_new_tokens` caps the task's own number; `haystack` is `pydoc` or an
-    essays file. What cannot be built is refused before the first record.
+    Sample i depends on seed, task, length, sources, protocol and tokenizer alone: not on the order of tasks,
+    nor on how many samples there are. `max_new_tokens` caps the task's own number; `haystack` is `pydoc` or
+    essays, `squad` and `hotpotqa` are files (lkv.data.documents says in which forms). What cannot be built
+    is refused before the first record.
     """
-    if task not in TASKS:
-        raise one_of("RULER task", task, TASKS)
-    for name, value in (("length", length), ("samples", samples), ("max_new_tokens", max_new_tokens)):
-        if value is not None and value < 1:
+    agreed = terms(task, protocol, max_new_tokens)
+    for name, value in (("length", length), ("samples", samples)):
+        if value < 1:
             raise UserError(f"RULER's {name} is {value}; it must be 1 or more")
-    row = TASKS[task]
-    reserve = min(row.tokens, max_new_tokens or row.tokens)
+    row, reserve = TASKS[task], agreed.max_new_tokens
     essays = documents.haystack(haystack) if row.haystack == "essays" else None
+    files = {"squad": squad, "hotpotqa": hotpotqa}
+    asked = qa(row.haystack, files[row.haystack]) if row.haystack in files else None
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False).input_ids)
 
     def generator(length: int) -> Generator:
-        match task:
-            case "vt":
-                return vt(length, count)
-            case "cwe":
-                return cwe(length)
-            case "fwe":
-                return fwe(length)
-            case "qa_1":
-                return qa("squad", squad)
-            case "qa_2":
-                return qa("hotpotqa", hotpotqa)
-        assert row.needles
-        return niah(row.needles, row.haystack, length, essays)
+        if row.needles:
+            return niah(row.needles, row.haystack, length, essays)
+        if asked:
+            return asked
+        return vt(length, count) if task == "vt" else {"cwe": cwe, "fwe": fwe}[task](length)
 
     def sample(made: Generator, length: int, index: int, size: int) -> Sized:
         prompt = made.make(size, random.Random(f"{seed}/{task}/{length}/{index}"), index)
-        return size, len(chat_ids(tokenizer, prompt.input, prompt.answer_prefix)), prompt
+        return size, record(task, length, index, samples, made.haystack, agreed, prompt, tokenizer)
 
     def needed(length: int) -> int:
         made = generator(length)
-        return reserve + max(sample(made, length, index, made.least)[1] for index in range(samples))
+        least = (sample(made, length, index, made.least)[1] for index in range(samples))
+        return reserve + max(one["prompt_tokens"] for one in least)
 
     if (smallest := needed(length)) > length:
         # A longer length may have a longer worked example, and so need more again.
@@ -122,24 +191,9 @@ def build(
     def records() -> Iterator[dict[str, Any]]:
         made, room = generator(length), length - reserve
         # The largest size is searched once, on the first sample; each sample starts from it.
-        start, _, _ = _fit(partial(sample, made, length, 0), made.least, made, room, slack=0)
+        start, _ = _fit(partial(sample, made, length, 0), made.least, made, room, slack=0)
         for index in range(samples):
-            _, tokens, prompt = _fit(
-                partial(sample, made, length, index), start, made, room, slack=room // 50
-            )
-            yield {
-                "benchmark": "ruler",
-                "task": task,
-                "length": length,
-                "sample": index,
-                "input": prompt.input,
-                "answer_prefix": prompt.answer_prefix,
-                "outputs": prompt.outputs,
-                "max_new_tokens": reserve,
-                "prompt_tokens": tokens,
-                "haystack": made.haystack,
-                "metric": row.metric,
-            }
+            yield _fit(partial(sample, made, length, index), start, made, room, slack=room // 50)[1]
 
     return records()
 
@@ -154,27 +208,25 @@ def _fit(attempt: Callable[[int], Sized], start: int, made: Generator, room: int
     best: Sized | None = None
     while above - below > 1:
         tried = attempt(size)
-        left = room - tried[1]
+        tokens = tried[1]["prompt_tokens"]
+        left = room - tokens
         if left >= 0:
             below, best = size, tried
             if left <= slack:
                 break
         else:
             above = size
-        size = min(max(size + round(left * size / tried[1]), below + 1), above - 1)
+        size = min(max(size + round(left * size / tokens), below + 1), above - 1)
     assert best
     return best
 
 
-def clean(prediction: str) -> str:
-    """RULER's cleaning: blanks off both ends, control characters to newlines, blanks off again.
-
-    kvpress deletes control characters instead, which can glue two lines' digits into a false hit.
-    """
-    return re.sub(r"[\x00-\x1f]", "\n", prediction.strip()).strip()
+def score(prediction: str, record: Mapping[str, Any]) -> float:
+    """0 to 100 for one answer, by RULER's own cleaning and the record's metric."""
+    return string_match(prediction, record["outputs"], record["metric"])
 
 
-def score(prediction: str, outputs: list[str], metric: str) -> float:
+def string_match(prediction: str, outputs: Sequence[str], metric: str, cleaning: str = "ruler") -> float:
     """0 to 100 for one sample: `all` is the share of references found, `part` is 100 if any is.
 
     Found means: a substring, case aside. lm-eval 0.4.13 gives the share for `part` as well.
@@ -183,6 +235,16 @@ def score(prediction: str, outputs: list[str], metric: str) -> float:
         raise one_of("RULER metric", metric, METRICS)
     if not outputs:
         raise UserError("a RULER sample has no reference answers (outputs); build the data again")
-    text = clean(prediction).lower()
+    text = clean(prediction, cleaning).lower()
     found = [output.lower() in text for output in outputs]
     return 100.0 * (any(found) if metric == "part" else sum(found) / len(found))
+
+
+def clean(prediction: str, cleaning: str = "ruler") -> str:
+    """RULER's cleaning: blanks off both ends, control characters to newlines, blanks off again.
+
+    kvpress (`cleaning`) deletes control characters, which can glue two lines' digits into a false hit.
+    """
+    if cleaning not in CLEANINGS:
+        raise one_of("cleaning", cleaning, CLEANINGS)
+    return re.sub(r"[\x00-\x1f]", CLEANINGS[cleaning], prediction.strip()).strip()

@@ -20,9 +20,10 @@ WONDERWORDS = "3.0.1"  # 2.2.0 has four more nouns: other words under every seed
 
 @dataclass(frozen=True)
 class Prompt:
-    """The user's text, the first words of the answer, and the reference answers."""
+    """The user's text, where in it the question begins, the answer's first words, the reference answers."""
 
     input: str
+    question_at: int
     answer_prefix: str
     outputs: list[str]
 
@@ -43,7 +44,7 @@ class Generator:
 # Our name: file and name in lm_eval/tasks/ruler, first digits of the (mended) text's SHA-256.
 WORDINGS = {
     "niah": ("niah_utils", "TEMPLATE", "b373c00e238d"),
-    "niah_prefix": ("prepare_niah", "gen_prefix", "b34f1d2c8a60"),
+    "niah_prefix": ("prepare_niah", "gen_prefix", "994f3a46e763"),
     "needle": ("prepare_niah", "NEEDLE", "8b1728a93842"),
     "noise": ("prepare_niah", "haystack", "c2fcf70de608"),
     "vt": ("vt_utils", "template", "fcfaf2eab2bc"),
@@ -53,7 +54,7 @@ WORDINGS = {
     "fwe": ("fwe_utils", "template", "a0c7b873cf50"),
     "fwe_prefix": ("fwe_utils", "answer_prefix", "9a72271c5762"),
     "qa": ("qa_utils", "template", "18a659c9723f"),
-    "qa_prefix": ("qa_utils", "answer_prefix", "64f89cf423ee"),
+    "qa_prefix": ("qa_utils", "answer_prefix", "255204f061d7"),
     "document": ("qa_utils", "DOCUMENT_PROMPT", "ce8bd2851618"),
 }
 
@@ -63,12 +64,22 @@ def wording(name: str) -> str:
     module, variable, digits = WORDINGS[name]
     text = _texts(module).get(variable, "")
     text = text.replace("assgined", "assigned")  # the older tree's typo; NVIDIA's newer tree has mended it
+    if name.endswith("_prefix"):
+        text = f" {text.lstrip()}"  # in RULER each begins with the blank that parts it from the question
     if not hashlib.sha256(text.encode()).hexdigest().startswith(digits):
         raise UserError(
             f"lm-eval {version('lm-eval')} words RULER's {name!r} differently ({text[:40]!r}...), "
             "so scores would not compare; install lm-eval 0.4.13"
         )
     return text
+
+
+def filled(template: str, context: str, **values: object) -> tuple[str, int]:
+    """`template` with its values, and the character of it at which the question after the context begins."""
+    before, _, after = template.partition("{context}")
+    question = after.lstrip("\n").format(**values)
+    text = before.format(**values) + context + after.format(**values)
+    return text, len(text) - len(question)
 
 
 def word_list(kind: str) -> list[str]:

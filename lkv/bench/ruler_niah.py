@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import cycle, islice
 
-from lkv.bench.ruler_common import Generator, Prompt, word_list, wording
+from lkv.bench.ruler_common import Generator, Prompt, filled, word_list, wording
 
 # Where a needle may stand in an essay, per cent: 40 places from start to end, as RULER rounds them.
 DEPTHS = tuple(round(100 * place / 39) for place in range(40))
@@ -50,7 +51,7 @@ def niah(needles: Needles, haystack: str, length: int, essays: tuple[str, str] |
         ]
         rng.shuffle(hidden)
         if words:
-            context = _into_essay(hidden, (words * -(-size // len(words)))[:size], rng)
+            context = _into_essay(hidden, islice(cycle(words), size), rng)
         elif haystack == "noise":
             context = _between_lines(hidden, [noise] * size, rng)
         else:
@@ -65,7 +66,7 @@ def niah(needles: Needles, haystack: str, length: int, essays: tuple[str, str] |
             context = _between_lines(hidden, decoys, rng)
         query = ", and ".join(part for part in (", ".join(asked[:-1]), asked[-1]) if part)
         return Prompt(
-            template.format(type_needle_v=kind, context=context, query=query),
+            *filled(template, context, type_needle_v=kind, query=query),
             prefix.format(type_needle_v=kind, query=query),
             [value for key in asked for value in values[key]],
         )
@@ -101,7 +102,7 @@ def _between_lines(hidden: list[str], lines: list[str], rng: random.Random) -> s
     return "\n".join(_insert(hidden, lines, rng.sample(range(len(lines)), len(hidden))))
 
 
-def _into_essay(hidden: list[str], words: list[str], rng: random.Random) -> str:
+def _into_essay(hidden: list[str], words: Iterable[str], rng: random.Random) -> str:
     # RULER splits with NLTK's punkt, a download; a full stop before a capital is near enough for a place.
     sentences = re.split(r"(?<=[.!?]) (?=[\"'“(\[]?[A-Z])", " ".join(words))
     places = [int(len(sentences) * depth / 100) for depth in rng.sample(DEPTHS, len(hidden))]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lkv.bench.ruler_common import Generator, Prompt, wording
+from lkv.bench.ruler_common import Generator, Prompt, filled, wording
+from lkv.data import documents
 from lkv.errors import UserError
-from lkv.records import sha256_file
 
 # Source, as the option is called: what its file has to be.
 LAYOUTS = {
@@ -36,7 +36,7 @@ def qa(source: str, path: str | Path | None) -> Generator:
     where not all fit, gold paragraphs go first, so that short contexts keep the answer.
     """
     template, prefix, shape = wording("qa"), wording("qa_prefix"), wording("document")
-    questions, texts = _read(source, path)
+    questions, texts, name = _read(source, path)
 
     def make(size: int, rng: random.Random, index: int) -> Prompt:
         if index >= len(questions):
@@ -53,27 +53,27 @@ def qa(source: str, path: str | Path | None) -> Generator:
         order = list(chosen)[:wanted]
         rng.shuffle(order)
         context = "\n\n".join(shape.format(i=i, document=texts[at]) for i, at in enumerate(order, 1))
-        return Prompt(template.format(context=context, query=question.text), prefix, question.answers)
+        return Prompt(*filled(template, context, query=question.text), prefix, question.answers)
 
-    return Generator(make, 1, len(texts), f"{source}:{sha256_file(str(path))[:8]}")
+    return Generator(make, 1, len(texts), name)
 
 
-def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[str]]:
-    """Questions and the documents they index, from a file in the source's own layout."""
-    if path is None or not Path(path).is_file():
-        given = "no file was given" if path is None else f"no such file: {path}"
+def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[str], str]:
+    """Questions, the documents they index, and the name for the haystack column."""
+    if path is None:
         raise UserError(
-            f"this RULER task needs a local {LAYOUTS[source]}; {given}; "
+            f"this RULER task needs a local {LAYOUTS[source]}; no file was given; "
             f"set {source} to its path, or leave the task out"
         )
+    content, name = documents.read_source(source, str(path))
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(content.decode("utf-8"))
         questions, texts = _squad(data) if source == "squad" else _hotpotqa(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a {LAYOUTS[source]} ({type(error).__name__}: {error})") from None
     if not questions:
         raise UserError(f"{path} has no answerable question; wanted: a {LAYOUTS[source]}")
-    return questions, texts
+    return questions, texts, name
 
 
 def _squad(data: dict[str, Any]) -> tuple[list[Question], list[str]]:

@@ -9,7 +9,7 @@ import string
 from collections.abc import Callable
 from itertools import pairwise
 
-from lkv.bench.ruler_common import Generator, Prompt, word_list, wording
+from lkv.bench.ruler_common import Generator, Prompt, filled, word_list, wording
 
 HOPS = 4  # assignments after the first one of a chain
 EXAMPLE_TOKENS = 500
@@ -27,7 +27,7 @@ def vt(length: int, count: Callable[[str], int]) -> Generator:
     noise, template, prefix = wording("noise"), wording("vt"), wording("vt_prefix")
     limit = min(EXAMPLE_TOKENS, length // 4)
 
-    def chain(lines: int, letters: int, value: int, rng: random.Random) -> tuple[str, str, list[str]]:
+    def chain(lines: int, letters: int, value: int, rng: random.Random) -> tuple[str, int, str, list[str]]:
         names: dict[str, None] = {}
         while len(names) <= HOPS:
             names["".join(rng.choices(string.ascii_uppercase, k=letters))] = None
@@ -40,11 +40,11 @@ def vt(length: int, count: Callable[[str], int]) -> Generator:
         places = sorted(rng.sample(range(len(text)), len(steps)))
         for offset, (place, step) in enumerate(zip(places, steps, strict=True)):
             text.insert(place + offset, step)
-        question = template.format(context="\n".join(text), query=value)
-        return question, prefix.format(num_v=len(found), query=value), found
+        question, at = filled(template, "\n".join(text), query=value)
+        return question, at, prefix.format(num_v=len(found), query=value), found
 
     def example(lines: int, value: int, rng: random.Random) -> str:
-        question, start, names = chain(lines, 3, value, rng)
+        question, _, start, names = chain(lines, 3, value, rng)
         return f"{question}{start} {' '.join(names)}\n\n"
 
     def make(size: int, rng: random.Random, index: int) -> Prompt:
@@ -54,8 +54,8 @@ def vt(length: int, count: Callable[[str], int]) -> Generator:
         while lines > 1 and (surplus := count(worked) - limit) > 0:
             lines = max(1, lines - max(1, surplus // count(noise)))
             worked = example(lines, shown, rng)
-        question, start, names = chain(size, 5, asked, rng)
-        return Prompt(worked + question, start.strip(), names)
+        question, at, start, names = chain(size, 5, asked, rng)
+        return Prompt(worked + question, len(worked) + at, start, names)
 
     return Generator(make, 1, length, "noise")
 
@@ -68,17 +68,18 @@ def cwe(length: int) -> Generator:
         ((30, 3), 40, (10, 3)) if length >= 4096 else ((6, 1), 20, (3, 1))
     )
 
-    def listing(size: int, often: int, seldom: int, rng: random.Random) -> tuple[str, list[str]]:
+    def listing(size: int, often: int, seldom: int, rng: random.Random) -> tuple[str, int, list[str]]:
         drawn = rng.sample(words, size)
         listed = drawn[:COMMON] * often + drawn[COMMON:] * seldom
         rng.shuffle(listed)
-        return template.format(context=_numbered(listed)), drawn[:COMMON]
+        return *filled(template, _numbered(listed)), drawn[:COMMON]
 
     def make(size: int, rng: random.Random, index: int) -> Prompt:
         # lm-eval makes the example but leaves it out of the prompt; in RULER it is there.
-        shown, answer = listing(example_words, *example_repeats, rng)
-        asked, common = listing(size, *repeats, rng)
-        return Prompt(f"{shown}{prefix} {_numbered(answer)}\n{asked}", prefix.strip(), common)
+        shown, _, answer = listing(example_words, *example_repeats, rng)
+        asked, at, common = listing(size, *repeats, rng)
+        worked = f"{shown}{prefix} {_numbered(answer)}\n"
+        return Prompt(worked + asked, len(worked) + at, prefix, common)
 
     return Generator(make, 2 * COMMON, len(words), "words")
 
@@ -97,7 +98,7 @@ def fwe(length: int) -> Generator:
             word for word, share in zip(vocabulary, shares, strict=True) for _ in range(int(size * share))
         ]
         rng.shuffle(text)
-        return Prompt(template.format(context=" ".join(text)), prefix.strip(), vocabulary[1:4])
+        return Prompt(*filled(template, " ".join(text)), prefix, vocabulary[1:4])
 
     # From here on rank 4 comes at least once more often than rank 5, so that the answer is no tie.
     least = math.ceil(math.pi**2 / 6 / (4**-ALPHA - 5**-ALPHA))

@@ -26,6 +26,23 @@ LONG_PARAGRAPH = 80
 # Left out of the code: tests, tables of characters, the topics themselves, and what quotes one at length.
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "pdb.py"}
 
+# SHA-256 of the texts that RULER is built from: its scripts' essays, SQuAD 2.0 dev, and HotpotQA dev
+# distractor from its authors and from the mirror that lm-eval reads.
+OFFICIAL = {
+    "c991a4f897d482a4c845028f5bd3aa8951569b1ab1708723bcc6ec72e66b9446": "essays",
+    "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8": "squad",
+    "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea": "hotpotqa",
+    "e3da074df24e8369009918aa5cdbdd254dadcde4c63f7569d36afd6f2268caa8": "hotpotqa",
+}
+HUB_FILES = {"squad": "dev-v2.0.json", "hotpotqa": "hotpot_dev_distractor_v1.json"}
+WAYS_OUT = {
+    "essays": "haystack to 'pydoc' (ships with Python), to JSON with a \"text\" field, or to a .txt file",
+    "squad": "squad to its path, or leave the task out",
+    "hotpotqa": "hotpotqa to its path, or leave the task out",
+}
+PIN = "#sha256="
+TIMEOUT = 4  # seconds that the hub has to answer
+
 
 @dataclass(frozen=True)
 class Document:
@@ -66,22 +83,17 @@ def side(document: Document) -> Literal["train", "test"]:
 
 
 def haystack(source: str) -> tuple[str, str]:
-    """(name for the haystack column, text): `pydoc`, the test side's prose, or an essays file.
+    """(name for the haystack column, text): `pydoc`, the test side's prose, or essays.
 
-    An essays file is JSON with a "text" field or plain text; its name carries 8 digits of its SHA-256.
+    Essays are JSON with a "text" field or plain text, a source as `read_source` takes it; on the hub, a set
+    with a text in each row.
     """
     if source == "pydoc":
         return "pydoc", _prose()
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(
-            f"no such essays file: {source}; set haystack to 'pydoc' (ships with Python), "
-            'or to a JSON file with a "text" field, or to a .txt file'
-        )
-    content = path.read_bytes()
+    content, name = read_source("essays", source)
     try:
         text = content.decode("utf-8")
-        if path.suffix == ".json":
+        if unpinned(source).endswith(".json"):
             text = json.loads(text)["text"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(
@@ -89,7 +101,62 @@ def haystack(source: str) -> tuple[str, str]:
         ) from None
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{source} holds no text; wanted: the essays as one string")
-    return f"{path.stem.lower()}:{hashlib.sha256(content).hexdigest()[:8]}", text
+    return name, text
+
+
+def read_source(kind: str, source: str) -> tuple[bytes, str]:
+    """(content, name for the haystack column) of RULER's `essays`, `squad` or `hotpotqa`.
+
+    `source` is PATH or hub:OWNER/NAME[@REVISION], either with `#sha256=HEX` to pin its content. The name is
+    KIND:official for the official file, else it carries 8 digits of the content's SHA-256.
+    """
+    place, _, pin = source.partition(PIN)
+    hub = place.startswith("hub:")
+    content = _from_hub(kind, place.removeprefix("hub:")) if hub else _from_file(kind, Path(place))
+    digest = hashlib.sha256(content).hexdigest()
+    if pin and pin.lower() != digest:
+        raise UserError(f"{place} has SHA-256 {digest}, not {pin}; get the right file, or mend the pin")
+    if OFFICIAL.get(digest) == kind:
+        return content, f"{kind}:official"
+    name = kind if kind in HUB_FILES else re.split("[/@]", place)[-1] if hub else Path(place).stem
+    return content, f"{name.lower()}:{digest[:8]}"
+
+
+def unpinned(source: str) -> str:
+    """`source` without the SHA-256 it may be pinned to."""
+    return source.partition(PIN)[0]
+
+
+def _from_file(kind: str, path: Path) -> bytes:
+    if not path.is_file():
+        raise UserError(f"no such {kind} file: {path}; set {WAYS_OUT[kind]}")
+    return path.read_bytes()
+
+
+def _from_hub(kind: str, place: str) -> bytes:
+    """A set's file, or for essays the texts of its rows, one blank between, as lm-eval joins them."""
+    repository, _, revision = place.partition("@")
+    try:
+        from datasets import load_dataset
+        from huggingface_hub import HfApi, hf_hub_download, is_offline_mode
+    except ImportError:
+        raise UserError("hub data need the package datasets; pip install 'lkv[data]'") from None
+    # The hub's libraries raise whatever their HTTP layer does; any of it means: no data from there.
+    try:
+        commit = revision or None
+        if not is_offline_mode():  # asked once and briefly, for the libraries retry for half a minute
+            commit = HfApi().dataset_info(repository, revision=commit, timeout=TIMEOUT).sha
+        if kind == "essays":
+            rows = load_dataset(repository, split="train", revision=commit)
+            return " ".join(rows["text"]).encode("utf-8")
+        path = hf_hub_download(repository, HUB_FILES[kind], repo_type="dataset", revision=commit)
+        return Path(path).read_bytes()
+    except Exception as error:
+        first = (str(error).strip() or "no reason given").splitlines()[0]
+        raise UserError(
+            f"cannot read {kind} from the hub's {repository} ({type(error).__name__}: {first}); "
+            f"download the file, and set {WAYS_OUT[kind]}"
+        ) from None
 
 
 def _paragraphs(text: str) -> list[str]:

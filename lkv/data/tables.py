@@ -187,7 +187,7 @@ class Parquet:
 
     def __init__(self, file: File, columns: Sequence[str]) -> None:
         try:
-            from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+            from pyarrow import ArrowException, parquet
         except ImportError:
             raise UserError("parquet files need pyarrow; pip install 'lkv[data]'") from None
         self._file = file

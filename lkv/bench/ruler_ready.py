@@ -1,0 +1,124 @@
+"""RULER sets that others have made, in the form that kvpress uses (simonjegou/ruler on the hub)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lkv.bench import ruler_csv, sources
+from lkv.bench.ruler import SAMPLES, TASKS, record, terms
+from lkv.bench.ruler_common import Prompt
+from lkv.errors import UserError, one_of
+from lkv.records import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lkv.protocol import Protocol
+
+COLUMNS = ("context", "question", "answer_prefix", "answer", "task", "max_new_tokens")
+SUFFIXES = (".jsonl", ".csv", ".csv.gz", ".parquet")
+FORMS = "folder:PATH with LENGTH.jsonl, .csv or .parquet, or hub:OWNER/NAME such as hub:simonjegou/ruler"
+
+
+def build_ready(
+    task: str,
+    length: int,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: Protocol,
+    samples: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Records of one task at one length, the first `samples` (500) of the set, unchanged in text and order.
+
+    `source` is one of FORMS. The set's lengths are those of the tokenizer it was made with, not of this one;
+    `prompt_tokens` says how long a prompt really is. A missing source is refused before the first record.
+    """
+    agreed = terms(task, protocol, max_new_tokens)
+    planned = SAMPLES if samples is None else samples
+    if planned < 1:
+        raise UserError(f"RULER's samples is {samples}; it must be 1 or more")
+    name, rows = _open(source, length)
+
+    def records() -> Iterator[dict[str, Any]]:
+        seen: dict[str, str] = {}
+        for place, row in rows:
+            prompt, tokens = _checked(place, row)
+            if row["task"] != task:
+                continue
+            key = fingerprint(prompt.input, prompt.outputs)
+            if key in seen:
+                raise UserError(f"{place}: the same record as in {seen[key]}; keep one of them")
+            sample, seen[key] = len(seen), place
+            tokens = min(protocol.ruler_tokens or tokens, max_new_tokens or tokens)
+            own = replace(agreed, max_new_tokens=tokens)
+            yield record(task, length, sample, planned, f"ready:{name}", own, prompt, tokenizer)
+            if len(seen) == planned:
+                return
+        if not seen:
+            raise UserError(
+                f"{source} has no record of {task} at {length}; give a set that has, or drop the task"
+            )
+
+    return records()
+
+
+def _open(source: str, length: int) -> tuple[str, Iterator[tuple[str, Mapping[str, Any]]]]:
+    """(the set's name, its rows with their places)."""
+    kind, _, where = source.partition(":")
+    if kind == "hub" and where:
+        return where, iter(sources.records(source, str(length)))
+    if kind != "folder" or not where:
+        raise UserError(f"unknown source of ready-made RULER {source!r}; allowed: {FORMS}")
+    folder = Path(where).expanduser()
+    paths = [path for suffix in SUFFIXES if (path := folder / f"{length}{suffix}").is_file()]
+    if len(paths) != 1:
+        held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        found = f"it holds {', '.join(held[:9])}" if held else "it is empty or no folder"
+        raise UserError(f"{folder} needs one file with RULER at {length}; {found}; give {FORMS}")
+    [path] = paths
+    if path.suffix == ".jsonl":
+        return folder.name, iter(sources.records(source, str(length)))
+    if path.suffix == ".parquet":
+        return folder.name, _parquet(path)
+    return folder.name, ruler_csv.rows(path, COLUMNS)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise UserError(f"{path} needs the package pyarrow to read it; pip install 'lkv[data]'") from None
+    number = 0
+    try:
+        for batch in ParquetFile(path).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path}, after row {number}: not a parquet file ({error}); get it again") from None
+
+
+def _checked(place: str, row: Mapping[str, Any]) -> tuple[Prompt, int]:
+    """The row's texts and its tokens to generate."""
+    if missing := [name for name in COLUMNS if row.get(name) is None]:
+        raise UserError(f"{place}: the record lacks {', '.join(missing)}; wanted: {', '.join(COLUMNS)}")
+    if str(row["task"]) not in TASKS:
+        raise one_of(f"RULER task in {place}:", row["task"], TASKS)
+    context, question, prefix = texts = [row[name] for name in COLUMNS[:3]]
+    if not all(isinstance(text, str) for text in texts) or not context or not question:
+        raise UserError(
+            f"{place}: context, question and answer_prefix must be texts, the first two not empty"
+        )
+    answers = row["answer"]
+    answers = ruler_csv.references(answers) if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a for a in answers):
+        raise UserError(f"{place}: answer must be a list of texts, none of them empty")
+    tokens = str(row["max_new_tokens"])
+    if not tokens.isdecimal() or not int(tokens):
+        raise UserError(f"{place}: max_new_tokens is {tokens}; it must be 1 or more")
+    return Prompt(context + question, len(context), prefix, answers), int(tokens)
