@@ -86,20 +86,19 @@ def evaluate(
         sorted(loaded.stop),
     ]
     task = f"{records[0]['task']}@{records[0]['length']}"
-    bar = tqdm(total=len(records), desc=f"evaluate {task}", unit="sample")
-    for shared in _by_context(records):
-        context = _Context(loaded, methods, budgets, seed + shared[0]["sample"])
-        for record in shared:
-            ids, question = _asked(loaded, record)
-            cells = _cells(record, [ids, question, context.seed], methods, budgets, facts)
-            missing = {cell: key for cell, key in cells.items() if key not in journal.cells}
-            if missing:
-                full = journal.cells.get(cells[FULL, 0])
-                found = context.answer(record, ids, question, list(missing), full)
-                journal.append([{"key": missing[cell], **found[cell]} for cell in missing])
-            rows += [_row(study, loaded.name, record, journal.cells[key]) for key in cells.values()]
-            bar.update()
-    bar.close()
+    with tqdm(total=len(records), desc=f"evaluate {task}", unit="sample") as bar:
+        for shared in _by_context(records):
+            context = _Context(loaded, methods, budgets, seed + shared[0]["sample"])
+            for record in shared:
+                ids, question = _asked(loaded, record)
+                cells = _cells(record, [ids, question, context.seed], methods, budgets, facts)
+                missing = {cell: key for cell, key in cells.items() if key not in journal.cells}
+                if missing:
+                    full = journal.cells.get(cells[FULL, 0])
+                    found = context.answer(record, ids, question, list(missing), full)
+                    journal.append([{"key": missing[cell], **found[cell]} for cell in missing])
+                rows += [_row(study, loaded.name, record, journal.cells[key]) for key in cells.values()]
+                bar.update()
     rows.sort(key=lambda row: row["sample"])  # stable: the cells of a sample stay in their order
     write_csv(out, rows, SAMPLE_COLUMNS)
     return journal.notice

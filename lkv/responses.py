@@ -21,6 +21,16 @@ from lkv.models import Loaded
 log = logging.getLogger("lkv")
 
 
+def check_fits(loaded: Loaded, longest: int, tokens: int) -> None:
+    """Refuses prompts that leave no room for their answers in the model's context."""
+    if loaded.context is not None and longest + tokens > loaded.context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and its answer up to {tokens}, {loaded.name}'s context "
+            f"is {loaded.context}; give shorter prompts (train.lengths, train.max_tokens) or answers "
+            "(train.response_tokens)"
+        )
+
+
 def respond(
     loaded: Loaded, prompts: Sequence[dict[str, Any]], tokens: int, at_once: int
 ) -> Iterator[dict[str, Any]]:
@@ -45,13 +55,7 @@ def respond_sharded(
     dtype, tokens, version) are kept: a killed run goes on, and ends in the same bytes. Damaged ones are
     generated again; those of another run are a UserError, before anything is generated.
     """
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(prompts.lengths, default=0)
-    if limit is not None and longest + tokens > limit:
-        raise UserError(
-            f"the longest prompt has {longest} tokens and its answer up to {tokens}, {loaded.name}'s context "
-            f"is {limit}; give shorter prompts (train.max_tokens) or answers (train.response_tokens)"
-        )
+    check_fits(loaded, max(prompts.lengths, default=0), tokens)
     order = sorted(range(len(prompts)), key=lambda i: (prompts.lengths[i], i))
     parts = [order[start : start + shard] for start in range(0, len(order), shard)]
     paths = [Path(folder) / f"shard-{number:05d}.jsonl" for number in range(len(parts))]

@@ -72,21 +72,22 @@ def answers(
         max_new_tokens,
     ]
     lines = []
-    for question, ids in zip(tqdm(questions, desc="answer mtbench", unit="question"), asked, strict=True):
-        seeded = seed + question["sample"]
-        cells = _cells(ids, methods, budgets, [*facts, seeded])
-        missing = {cell: key for cell, key in cells.items() if key not in journal.cells}
-        if missing:
-            full = journal.cells.get(cells[FULL, 0])
-            found = _run(loaded, ids, methods, list(missing), max_new_tokens, seeded, full)
-            journal.append(
-                [
-                    {"key": key, "question_id": question["question_id"], **found[cell]}
-                    for cell, key in missing.items()
-                ]
-            )
-        named = {"study": study, "model": loaded.name, "protocol": mtbench.label(max_new_tokens)}
-        lines += [_line(named, question, journal.cells[key]) for key in cells.values()]
+    with tqdm(questions, desc="answer mtbench", unit="question") as bar:
+        for question, ids in zip(bar, asked, strict=True):
+            seeded = seed + question["sample"]
+            cells = _cells(ids, methods, budgets, [*facts, seeded])
+            missing = {cell: key for cell, key in cells.items() if key not in journal.cells}
+            if missing:
+                full = journal.cells.get(cells[FULL, 0])
+                found = _run(loaded, ids, methods, list(missing), max_new_tokens, seeded, full)
+                journal.append(
+                    [
+                        {"key": key, "question_id": question["question_id"], **found[cell]}
+                        for cell, key in missing.items()
+                    ]
+                )
+            named = {"study": study, "model": loaded.name, "protocol": mtbench.label(max_new_tokens)}
+            lines += [_line(named, question, journal.cells[key]) for key in cells.values()]
     write_jsonl(out, lines)
     return journal.notice
 

@@ -39,7 +39,7 @@ def data_train(args: Arguments) -> None:
     from lkv.data.prompts import build
     from lkv.data.shards import Stored, join
     from lkv.records import read_json
-    from lkv.responses import respond_sharded
+    from lkv.responses import check_fits, respond_sharded
 
     if bool(args.mixture) == bool(args.sources):
         raise UserError("give either --mixture (offline prompts) or --sources (data sets)")
@@ -55,6 +55,7 @@ def data_train(args: Arguments) -> None:
     else:
         if not args.samples or not args.lengths:
             raise UserError("--mixture needs --samples and --lengths")
+        check_fits(loaded, max(args.lengths), args.response_tokens)
         facts = {"mixture": dict(args.mixture)}
         freeze(prompts, build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed))
         stored = Stored(prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -25,7 +26,8 @@ import pytest
 import torch
 import yaml
 
-from lkv import cli, engine
+from lkv import engine
+from lkv import verbs as stages
 from lkv.cli import main, parser
 from lkv.data.frozen import freeze, sidecar
 from lkv.engine import compact, decode_all, prefill
@@ -63,9 +65,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
     tiny = model("tiny")
     LookaheadKV.create(load(tiny, CPU, "float32").model, tokens=8).save_pretrained(root / "adapter")
-    record = {"benchmark": "ruler", "task": "niah_single_1", "length": 256, "input": PROMPT} | {
-        "answer_prefix": "It is", "outputs": ["x"], "max_new_tokens": 6, "prompt_tokens": 140,
-        "metric": "all", "haystack": "noise",
+    record = {"benchmark": "ruler", "task": "niah_single_1", "length": 256, "planned": 2} | {
+        "haystack": "noise", "protocol": "official", "question_aware": True, "template": True,
+        "input": PROMPT, "question_at": 0, "answer_prefix": "It is", "outputs": ["x"], "classes": [],
+        "metric": "all", "max_new_tokens": 6, "stops": [], "min_new_tokens": 0, "prompt_tokens": 140,
     }  # fmt: skip
     freeze(root / "ruler.jsonl", [record | {"sample": sample} for sample in range(2)])
     prompt = {"kind": "log", "length": 64, "ids": list(range(64)), "documents": [], "response": [1, 2]}
@@ -137,7 +140,7 @@ def words(verb: str, defaults: dict[str, object], changes: dict[str, object]) ->
 def evaluate(world: World, folder: Path, **changes: object) -> list[str]:
     defaults = {
         "model": world.model, "data": world.ruler, "adapter": world.adapter, "methods": ["full", "snapkv"],
-        "budgets": [40, 64], "study": "s", "protocol": "p", "device": "cpu", "dtype": "float32",
+        "budgets": [40, 64], "study": "s", "device": "cpu", "dtype": "float32",
         "journal": folder / "journal.jsonl", "out": folder / "out.csv",
     }  # fmt: skip
     return words("evaluate", defaults, changes)
@@ -197,8 +200,9 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 
 def test_the_verbs_are_the_stages() -> None:
     assert set(verbs()) == {
-        "model", "data train", "data ruler", "train", "evaluate", "latency", "summarise", "gather",
-        "provenance", "table", "plot", "generate",
+        "model", "data train", "data ruler", "data longbench", "data longproc", "train", "evaluate",
+        "mtbench", "judge", "score", "plan", "latency", "summarise", "gather", "provenance", "table",
+        "plot", "generate",
     }  # fmt: skip
 
 
@@ -235,7 +239,7 @@ def test_numbers_are_checked(budget: str, world: World, tmp_path: Path, refused:
 
 
 def test_python_m_lkv_gives_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    command = "evaluate --model m --data d --methods snapvk --budgets 64 --study s --protocol p"
+    command = "evaluate --model m --data d --methods snapvk --budgets 64 --study s"
     done = subprocess.run(
         [sys.executable, "-m", "lkv", *command.split(), "--journal", "j", "--out", "o"],
         capture_output=True,
@@ -267,7 +271,7 @@ def test_an_evaluation_from_the_command_line_writes_its_rows(
 
 
 def test_a_torn_journal_is_noted(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(evaluate(world, tmp_path))
+    assert main(evaluate(world, tmp_path)) == 0
     journal = tmp_path / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-5])
     capsys.readouterr()
@@ -313,7 +317,9 @@ def test_generate_prints_the_answer_and_beside_it_what_it_cost(
 
 
 def test_unknown_methods_are_refused(world: World, tmp_path: Path, refused: Refused) -> None:
-    known = r"known: full, random, streamingllm, h2o, snapkv, pyramidkv, laq, laqpp, lookaheadkv, oracle$"
+    known = (
+        r"known: full, random, streamingllm, h2o, snapkv, pyramidkv, laq, laqpp, speckv, lookaheadkv, oracle$"
+    )
     for command in (
         evaluate(world, tmp_path, methods=["full", "snapvk"]),
         generate(world, tmp_path, method="snapvk"),
@@ -374,8 +380,8 @@ def test_budgets_below_a_methods_window_are_refused(
 
 def test_prompts_longer_than_the_context_are_refused(world: World, tmp_path: Path, refused: Refused) -> None:
     message = (
-        r"the prompt has (\d+) tokens and its answer up to \d+, \w+'s context is 100; "
-        "shorten the prompt or the answer, or use a model with a longer context"
+        r"prompt has (\d+) tokens and its answer up to \d+, \w+'s context is 100; "
+        "(shorten the prompt or the answer, or use a model with|give shorter prompts )"
     )
     for command in (
         evaluate(world, tmp_path, model=world.short, adapter=None),
@@ -398,8 +404,9 @@ def test_pooling_is_lookaheadkvs_and_changes_its_cells_alone(world: World, tmp_p
     for pool in ("max", "none"):
         command = evaluate(world, tmp_path, methods=["full", "snapkv", "lookaheadkv"], out=tmp_path / pool)
         assert main([*map(str, command), "--pool", pool]) == 0
-        rows[pool] = [line.split(",") for line in (tmp_path / pool).read_text().splitlines()]
-    changed = {a[6] for a, b in zip(rows["max"], rows["none"], strict=True) if a != b}
+        with (tmp_path / pool).open(newline="") as stream:
+            rows[pool] = list(csv.DictReader(stream))
+    changed = {a["method"] for a, b in zip(rows["max"], rows["none"], strict=True) if a != b}
     assert changed == {"lookaheadkv"}
 
 
@@ -628,7 +635,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 def test_a_full_disk_keeps_the_file_that_was_there(
     world: World, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(evaluate(world, tmp_path))
+    assert main(evaluate(world, tmp_path)) == 0
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -661,7 +668,9 @@ def test_a_write_that_fails_half_way_names_the_file_and_leaves_nothing(
 ) -> None:
     with no_room(100):
         line = refused(*verb(world, tmp_path))
-    assert re.search(rf"cannot write {tmp_path}/(train|ruler)\.jsonl: File too large; free some space", line)
+    assert re.search(
+        rf"cannot write {tmp_path}/(train\.prompts|ruler)\.jsonl: File too large; free some space", line
+    )
 
 
 @pytest.mark.parametrize("out", ["folder", "file/out.csv"])
@@ -670,7 +679,7 @@ def test_an_output_path_that_cannot_be_is_one_line(
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("text")
-    main(evaluate(world, tmp_path))  # so that the journal has every cell, and stays as it is
+    assert main(evaluate(world, tmp_path)) == 0  # so that the journal has every cell, and stays as it is
     place = str(tmp_path / out.split("/")[0])
     assert place in refused(*evaluate(world, tmp_path, out=tmp_path / out))
     assert place in refused(*evaluate(world, tmp_path), "--log", tmp_path / out)
@@ -748,7 +757,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_load", stop)
+    monkeypatch.setattr(stages, "_load", stop)
     assert main(evaluate(world, tmp_path)) == 130
     [line] = said(capsys.readouterr().err)
     assert line == "lkv: error: interrupted; run the same command again to go on from what is finished"
@@ -762,7 +771,7 @@ def test_errors_of_ours_keep_their_traceback(
     def bug(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli, "_load", bug)
+    monkeypatch.setattr(stages, "_load", bug)
     with pytest.raises(RuntimeError, match="a bug"):
         main(evaluate(world, tmp_path))
 

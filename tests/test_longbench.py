@@ -26,6 +26,7 @@ from lkv.data.documents import documents
 from lkv.data.frozen import freeze
 from lkv.errors import UserError
 from lkv.protocol import PROTOCOLS, Protocol
+from lkv.records import fingerprint
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LKV_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -474,12 +475,13 @@ def little_hub(tasks: dict[str, bytes]):
             asked_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             self.send_response(404 if body is None else 206 if asked_range else 200)
             body = body or b""
+            etag = fingerprint(body.hex())
             if asked_range:
                 first, last = int(asked_range[1]), int(asked_range[2])
                 self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
                 body = body[first : last + 1]
             self.send_header("X-Repo-Commit", commit)
-            self.send_header("ETag", '"1"')
+            self.send_header("ETag", f'"{etag}"')
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
@@ -494,7 +496,7 @@ def little_hub(tasks: dict[str, bytes]):
         server.server_close()
 
 
-def test_the_hub_is_read_one_task_at_one_commit(tmp_path) -> None:
+def test_the_hub_is_read_one_task_at_one_commit_and_offline_from_the_cache(tmp_path) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -504,18 +506,25 @@ def test_the_hub_is_read_one_task_at_one_commit(tmp_path) -> None:
         return stream.getvalue()
 
     rows = [{"question": item["input"], "answers": item["answers"]} for item in raw("qasper")]
+    expected = [str((f"Owner/Name, qasper, row {number}", row)) for number, row in enumerate(rows, 1)]
     with little_hub({"qasper": packed(rows), "trec": packed([{"question": "?"}])}) as (
         address,
         commit,
         asked,
     ):
         text, _ = from_hub(tmp_path, "hub:Owner/Name@main", HF_ENDPOINT=address)
-    assert text.splitlines() == [
-        str((f"Owner/Name, qasper, row {number}", row)) for number, row in enumerate(rows, 1)
-    ]
-    assert "/api/datasets/Owner/Name/revision/main" in asked
-    read = {path for path in asked if path.endswith(".parquet")}
-    assert read == {f"/datasets/Owner/Name/resolve/{commit}/qasper/test.parquet"}
+        assert text.splitlines() == expected
+        assert "/api/datasets/Owner/Name/revision/main" in asked
+        read = {path for path in asked if path.endswith(".parquet")}
+        assert read == {f"/datasets/Owner/Name/resolve/{commit}/qasper/test.parquet"}
+        # What a user does on a login node, for jobs on nodes without a network.
+        subprocess.run(
+            [sys.executable, "-c", "import datasets; datasets.load_dataset('Owner/Name', 'qasper')"],
+            env={**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": address},
+            cwd=tmp_path, capture_output=True, check=True, timeout=120,
+        )  # fmt: skip
+    text, _ = from_hub(tmp_path, "hub:Owner/Name", HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
+    assert text.splitlines() == expected
 
 
 # Bad input.
