@@ -17,7 +17,8 @@ from functools import partial
 import torch
 
 from baselines import snapkv
-from lkv.engine import Prefilled, decode, evict
+from lkv.decode import decode
+from lkv.engine import Prefilled, evict
 from lkv.interface import Method, PromptRows, Recipe, Recorded
 from lkv.records import fingerprint
 

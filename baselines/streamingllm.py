@@ -12,8 +12,8 @@ from torch import Tensor
 from lkv.interface import Method, Ranking, Recipe
 
 
-def recency(batch: int, heads: int, prompt: int, layer: int, seed: int) -> Tensor:
-    return torch.arange(prompt, dtype=torch.float32).expand(batch, heads, prompt)
+def recency(batch: int, heads: int, prompt: int, layer: int, seed: int, device: torch.device) -> Tensor:
+    return torch.arange(prompt, dtype=torch.float32, device=device).expand(batch, heads, prompt)
 
 
 METHOD = Method("streamingllm", Recipe(pool=None, sinks=4), Ranking(recency))

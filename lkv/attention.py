@@ -6,12 +6,12 @@ attention). No class is patched and no module keeps state between passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,11 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lkv.errors import UserError
+
+if TYPE_CHECKING:
+    from lkv.cache import RowsCache
+
 SDPA, FLASH = "lkv_sdpa", "lkv_flash"
 BACKEND_NAMES = {SDPA: "sdpa", FLASH: "flash_attention_2"}
 
@@ -29,12 +34,14 @@ BACKEND_NAMES = {SDPA: "sdpa", FLASH: "flash_attention_2"}
 class Pass:
     """What one forward pass carries to each layer's attention.
 
-    observe(layer, query [B, H, Q, D], key [B, K, M, D], scaling) runs before the layer attends; masks holds
-    one boolean [B, 1, 1, M] a layer for single-token passes over rows of unequal length.
+    observe(layer, query [B, H, Q, D], key [B, K, M, D], scaling, lse) sees what attends; lse [B, H, Q],
+    float32, is each row's natural log-sum-exp where the attention kernel gave it. finished(layer) runs when
+    the layer has attended. rows: the pass feeds one token to each row of this cache.
     """
 
-    observe: Callable[[int, Tensor, Tensor, float], None] | None = None
-    masks: Sequence[Tensor] | None = None
+    observe: Callable[[int, Tensor, Tensor, float, Tensor | None], None] | None = None
+    finished: Callable[[int], None] | None = None
+    rows: RowsCache | None = None
 
 
 def attention(
@@ -49,7 +56,7 @@ def attention(
     prefill: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, H, Q, D], key and value [B, K, M, D] → [B, Q, H, D]. Queries are the last Q of M keys.
+    """For transformers' models: query [B, H, Q, D], key and value [B, K, M, D] → [B, Q, H, D].
 
     Causality is aligned to the *end* of the stored keys. SDPA's own causal flag aligns to the start, which is
     wrong for several tokens after an eviction; so every case is spelt out here.
@@ -57,9 +64,9 @@ def attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if lkv_pass is not None and lkv_pass.observe is not None:
-        lkv_pass.observe(layer, query, key, scale)
-    if lkv_pass is not None and lkv_pass.masks is not None:
-        return _grouped(query, key, value, lkv_pass.masks[layer], scale), None
+        lkv_pass.observe(layer, query, key, scale, None)
+    if lkv_pass is not None and lkv_pass.rows is not None:
+        return _grouped(query, key, value, lkv_pass.rows.visible(layer), scale), None
     rows, stored = query.shape[2], key.shape[2]
     if attention_mask is not None:  # sliding layers and padded batches: the model's own mask
         return sdpa_attention_forward(
@@ -67,10 +74,54 @@ def attention(
         )
     if rows == stored:
         return prefill(module, query, key, value, None, dropout=dropout, scaling=scale, **kwargs)
+    return _after(query, key, value, scale), None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor | None]:
+    """For lkv.forward: causal attention of the last Q of M tokens, query [B, H, Q, D] → [B, Q, H, D], and the
+    rows' natural log-sum-exp [B, H, Q] float32 where the kernel gives it."""
+    if query.is_cuda and query.dtype != torch.float32 and not query.requires_grad:
+        if _has_flash_attn():
+            return _flash_attn(query, key, value, scaling)
+        if query.shape[2] == key.shape[2] and torch.cuda.get_device_capability(query.device) >= (9, 0):
+            # cuDNN is SDPA's own choice there, and nearly twice as fast as FlashAttention 2.
+            out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                query, key, value, None, True, 0.0, True, scale=scaling
+            )
+            return out.transpose(1, 2), lse.squeeze(-1)
+        # FlashAttention 2 aligns causality to the end, and shares keys among the heads of a group.
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, is_causal=True, scale=scaling
+        )
+        return out.transpose(1, 2), lse
+    if query.shape[2] == key.shape[2]:
+        out = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2), None
+    return _after(query, key, value, scaling), None
+
+
+@cache
+def _has_flash_attn() -> bool:
+    return find_spec("flash_attn") is not None
+
+
+def _flash_attn(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    from flash_attn import flash_attn_func
+
+    tensors = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+    out, lse, _ = flash_attn_func(*tensors, softmax_scale=scaling, causal=True, return_attn_probs=True)
+    return out, lse
+
+
+def _after(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The last Q of M tokens, Q < M."""
+    rows, stored = query.shape[2], key.shape[2]
     mask = None
     if rows > 1:
         mask = torch.ones(rows, stored, dtype=torch.bool, device=query.device).tril(stored - rows)
-    return _grouped(query, key, value, mask, scale), None
+    return _grouped(query, key, value, mask, scale)
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -106,7 +157,7 @@ AttentionMaskInterface.register(FLASH, _mask)
 def best_backend(device: torch.device, dtype: torch.dtype) -> str:
     """FlashAttention 2 for prefill where it is importable and the model runs on CUDA in half precision."""
     half = dtype in (torch.float16, torch.bfloat16)
-    return FLASH if device.type == "cuda" and half and find_spec("flash_attn") is not None else SDPA
+    return FLASH if device.type == "cuda" and half and _has_flash_attn() else SDPA
 
 
 @contextmanager
@@ -122,3 +173,12 @@ def observable(model: PreTrainedModel) -> Iterator[str]:
         yield name
     finally:
         model.set_attn_implementation(before)
+
+
+def require_observable(model: PreTrainedModel) -> None:
+    """Under another attention function the observers would silently see nothing."""
+    if model.config._attn_implementation not in BACKEND_NAMES:
+        raise UserError(
+            f"the model attends through {model.config._attn_implementation!r}, where observers see nothing; "
+            "load it with lkv.models.load, or work inside `with lkv.attention.observable(model):`"
+        )

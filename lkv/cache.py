@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+Layers: TypeAlias = "Tensor | Sequence[Tensor]"  # one tensor a layer; one tensor of all where shapes agree
 
 
 class EvictableLayer(DynamicLayer):
@@ -26,6 +28,16 @@ class EvictableLayer(DynamicLayer):
     @property
     def stored(self) -> int:
         return super().get_seq_length()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.stored:
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states  # the prompt itself: concatenating would copy it
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return super().get_seq_length() + self.evicted
@@ -80,6 +92,14 @@ def stored_bytes(cache: Cache) -> int:
     return sum(tensor_bytes(entries(cache, layer)) for layer in range(len(cache.layers)))
 
 
+def entry_bytes(model: PreTrainedModel) -> int:
+    """Bytes of one token's keys and values over all layers."""
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    return int(numbers * model.dtype.itemsize)
+
+
 def kept_bytes(cache: Cache, kept: Sequence[Tensor] | None) -> int:
     """Exact size of a cache after `kept`, int64 [B, K, C_l] a full-attention layer, is all that they hold."""
     total = stored_bytes(cache)
@@ -93,81 +113,103 @@ def kept_bytes(cache: Cache, kept: Sequence[Tensor] | None) -> int:
 
 @dataclass(eq=False)
 class Row:
-    """One sequence ready to decode: keys and values [K, C_l, D] a layer, next position, last token."""
+    """One sequence ready to decode: keys and values [K, C_l, D] a layer, next position, last token int64 [].
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    Keys and values are one tensor [L, K, C, D] where all layers hold the same, else a list.
+    """
+
+    keys: Layers
+    values: Layers
     position: int
-    token: int
+    token: Tensor
 
     @property
     def bytes(self) -> int:
         """Exact size of the kept keys and values."""
         return tensor_bytes((*self.keys, *self.values))
 
+    @property
+    def width(self) -> int:
+        """Entries of the layer that holds most."""
+        return max(keys.shape[1] for keys in self.keys)
+
 
 class _RowsLayer(DynamicLayer):
-    """Fixed-shape storage of many rows: kept entries left, a slot for each new token right."""
+    """Fixed-shape storage of one layer: keys and values [R, K, W, D]; row r's next entry is slots[r]."""
 
-    def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], new: int, window: int | None
-    ) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, slots: Tensor, window: int | None) -> None:
         super().__init__()
-        kept = [k.shape[1] for k in keys]
-        self.width, self.window, self.kept = max(kept), window, kept
-        heads, _, dim = keys[0].shape
-        shape = (len(keys), heads, self.width + new, dim)
-        self.dtype, self.device, self.is_initialized = keys[0].dtype, keys[0].device, True
-        self.keys = all_keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self.values = all_values = torch.zeros_like(all_keys)
-        self.mask = torch.zeros(len(keys), 1, 1, shape[2], dtype=torch.bool, device=self.device)
-        for row, (k, v) in enumerate(zip(keys, values, strict=True)):
-            all_keys[row, :, : k.shape[1]], all_values[row, :, : k.shape[1]] = k, v
-            self.mask[row, ..., : k.shape[1]] = True
-        self.slot = torch.full((1,), self.width - 1, dtype=torch.long, device=self.device)
-
-    def advance(self) -> None:
-        """Opens the next slot for every row; a sliding layer forgets the entry that leaves its window."""
-        self.slot += 1
-        self.mask.index_fill_(3, self.slot, True)
-        if self.window is not None:
-            age = int(self.slot) - self.width
-            for row, kept in enumerate(self.kept):
-                over = kept + age + 1 - self.window  # entries now outside the window, oldest first
-                if over > 0:
-                    self.mask[row, ..., : min(over, kept)] = False
-                    self.mask[row, ..., self.width : self.width + max(0, over - kept)] = False
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.keys, self.values, self.slots, self.window = keys, values, slots, window
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         assert self.keys is not None and self.values is not None
-        self.keys.index_copy_(2, self.slot, key_states)
-        self.values.index_copy_(2, self.slot, value_states)
+        rows = torch.arange(len(self.slots), device=self.slots.device)
+        self.keys[rows, :, self.slots] = key_states[:, :, 0]
+        self.values[rows, :, self.slots] = value_states[:, :, 0]
         return self.keys, self.values
 
+    def visible(self) -> Tensor:
+        """What each row's newest token sees, itself included: boolean [R, 1, 1, W]."""
+        assert self.keys is not None
+        entry, newest = torch.arange(self.keys.shape[2], device=self.slots.device), self.slots[:, None]
+        seen = entry <= newest
+        if self.window is not None:
+            seen &= entry > newest - self.window
+        return seen[:, None, None]
+
     def get_seq_length(self) -> int:
-        return self.mask.shape[-1]
+        assert self.keys is not None
+        return int(self.keys.shape[2])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.mask.shape[-1], 0
+        return self.get_seq_length(), 0
 
 
 class RowsCache(Cache):
-    """Rows = samples × methods × budgets, decoded as one batch, one token a step."""
+    """Rows = samples × methods × budgets, decoded as one batch, one token a step, each into its own slots.
 
-    def __init__(self, rows: Sequence[Row], new: int, windows: Sequence[int | None]) -> None:
-        self.rows_layers = [
-            _RowsLayer([r.keys[i] for r in rows], [r.values[i] for r in rows], new, window)
-            for i, window in enumerate(windows)
-        ]
-        super().__init__(layers=list(self.rows_layers))
+    keys and values are the storage, [R, K, W, D] a layer; slots int64 [L, R] are each row's next entries.
+    A step reads nothing from it to the host, so that it can be captured and replayed.
+    """
 
-    def advance(self) -> list[Tensor]:
-        """Makes room for the next token; returns each layer's mask, boolean [R, 1, 1, width]."""
-        for layer in self.rows_layers:
-            layer.advance()
-        return [layer.mask for layer in self.rows_layers]
+    def __init__(self, keys: Layers, values: Layers, windows: Sequence[int | None]) -> None:
+        self.keys, self.values = keys, values
+        self.slots = torch.zeros(len(windows), keys[0].shape[0], dtype=torch.long, device=keys[0].device)
+        layers = zip(keys, values, self.slots, windows, strict=True)
+        super().__init__(layers=[_RowsLayer(*layer) for layer in layers])
+
+    def visible(self, layer: int) -> Tensor:
+        """What each row's newest token sees, itself included: boolean [R, 1, 1, W]."""
+        held = self.layers[layer]
+        assert isinstance(held, _RowsLayer)
+        return held.visible()
+
+    def load(self, rows: Sequence[Row]) -> None:
+        """Puts rows into the first places; places that are left see their own new tokens alone."""
+        counts = torch.tensor([[keys.shape[1] for keys in row.keys] for row in rows]).T
+        self.slots.zero_()
+        self.slots[:, : len(rows)] = counts.to(self.slots.device, non_blocking=True)
+        for r, row in enumerate(rows):
+            for held, new in ((self.keys, row.keys), (self.values, row.values)):
+                if isinstance(held, Tensor) and isinstance(new, Tensor):
+                    held[:, r, :, : new.shape[2]] = new
+                else:
+                    for of_layer, entries in zip(held, new, strict=True):
+                        of_layer[r, :, : entries.shape[1]] = entries
+
+    def row(self, place: int, before: Row, fed: int, token: Tensor) -> Row:
+        """A copy of the row at a place, which `fed` tokens ago was `before`."""
+        counts = [keys.shape[1] + fed for keys in before.keys]
+
+        def copied(held: Layers) -> Layers:
+            if isinstance(held, Tensor) and len(set(counts)) == 1:
+                return held[:, place, :, : counts[0]].clone()
+            return [layer[place, :, :count].clone() for layer, count in zip(held, counts, strict=True)]
+
+        return Row(copied(self.keys), copied(self.values), before.position + fed, token)
 
 
 def windows(cache: Cache) -> list[int | None]:

@@ -20,6 +20,7 @@ from lkv.protocol import PROTOCOLS
 from lkv.registry import FULL, METHODS
 
 Arguments = argparse.Namespace
+WAYS = ("whole", "layerwise")  # lkv.latency's
 log = logging.getLogger("lkv")
 
 
@@ -120,13 +121,14 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--kernel", type=_positive, default=7, help="entries pooled")
         made.add_argument("--order", choices=["group_pool", "pool_group"], default="group_pool")
 
-    def compares(made: argparse.ArgumentParser) -> None:
+    def compares(made: argparse.ArgumentParser, study: bool = True) -> None:
         adapts(made)
         made.add_argument(
             "--methods", nargs="+", type=_method_name, required=True, help=", ".join([FULL, *METHODS])
         )
         made.add_argument("--budgets", nargs="+", type=_positive, required=True, help="entries kept")
-        made.add_argument("--study", required=True)
+        if study:
+            made.add_argument("--study", required=True)
 
     def follows(made: argparse.ArgumentParser) -> None:
         made.add_argument("--protocol", default="official", help=", ".join(PROTOCOLS))
@@ -299,11 +301,31 @@ def parser() -> argparse.ArgumentParser:
         "lkv latency --model models/M --adapter adapter --methods full snapkv lookaheadkv "
         "--budgets 128 --lengths 512 1024 --study mine --out latency.csv",
     )
-    runs_model(p)
+    p.add_argument("--model", type=Path, help="folder made by lkv model")
+    p.add_argument(
+        "--shape", type=Path, help="a model's YAML: random weights of its shape (--draft likewise)"
+    )
+    runs_model(p, model=False)
     compares(p)
     p.add_argument("--lengths", nargs="+", type=_positive, required=True)
     p.add_argument("--repeats", type=_positive, default=10)
     p.add_argument("--warmups", type=_count, default=2)
+    p.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=["whole"], help="evict after the pass, or layer by layer"
+    )
+    p.add_argument("--out", type=Path, required=True)
+
+    p = verb(
+        verbs.throughput,
+        "throughput",
+        "lkv throughput --model models/M --data niah.jsonl vt.jsonl --methods snapkv pyramidkv "
+        "--budgets 64 128 --out throughput.csv",
+    )
+    runs_model(p)
+    compares(p, study=False)
+    p.add_argument("--data", nargs="+", type=Path, required=True, help="files of lkv data ruler")
+    p.add_argument("--samples", type=_positive, default=1000000, help="of each file, the first so many")
+    p.add_argument("--against", type=Path, help="CSV of python -m lkv.kvpress_run; prints the ratio")
     p.add_argument("--out", type=Path, required=True)
 
     p = verb(

@@ -42,6 +42,25 @@ def pick(name: str) -> torch.device:
     )
 
 
+def memory(device: torch.device) -> int:
+    """Bytes that jobs may count on: the GPU's, or what the machine has free."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []:
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return 8 << 30
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bfloat16 operations a second by the vendor's data sheet; None where it is not known here."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
+    return next((rate for part, rate in known.items() if part in name), None)
+
+
 def describe(device: torch.device) -> tuple[str, str | None]:
     """(name of the processor, CUDA driver or None) for provenance."""
     if device.type == "cuda":

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch import Tensor
 
 from lkv.chat import around
-from lkv.engine import Prefilled, compact, decode, prefill
+from lkv.decode import decode
+from lkv.engine import compact, prefill
 from lkv.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,19 +23,20 @@ if TYPE_CHECKING:
 
     from lkv.models import Loaded
 
-Writer: TypeAlias = "Callable[[Prefilled, int], list[list[int]]]"  # (prompt, most tokens) → a draft a row
+# (prompts' ids [B, N], the target's stop tokens, most tokens) → a draft a prompt
+Writer: TypeAlias = "Callable[[Tensor, frozenset[int], int], list[list[int]]]"
 
 
 def writer(draft: Loaded, tokenizer: Tokenizer) -> Writer:
     """What writes greedy drafts with the model `draft`; `tokenizer` is the target's."""
     foreign = draft.tokenizer.get_vocab() != tokenizer.get_vocab()
 
-    def write(prefilled: Prefilled, tokens: int) -> list[list[int]]:
-        prompts = prefilled.ids.tolist()
+    def write(ids: Tensor, stop: frozenset[int], tokens: int) -> list[list[int]]:
+        prompts = ids.tolist()
         if foreign:
             prompts = [translated(ids, tokenizer, draft.tokenizer) for ids in prompts]
         # A target without stop tokens is being timed: then each draft has its full length, as its answer has.
-        drafts = answers(draft, prompts, tokens, draft.stop if prefilled.stop else frozenset())
+        drafts = answers(draft, prompts, tokens, draft.stop if stop else frozenset())
         if foreign:
             # A character that the last token cuts in two is no text.
             texts = [_text(draft.tokenizer, ids, skip_special_tokens=True).rstrip("\ufffd") for ids in drafts]

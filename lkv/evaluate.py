@@ -1,9 +1,12 @@
-"""Evaluation: one task at one length, all methods and budgets from one prefill a sample."""
+"""Evaluation: one task at one length, all methods and budgets from one prefill a sample.
+
+Samples go in waves: as many prompts as fit are read, and all their rows are decoded together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,27 +15,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lkv import bench
-from lkv.cache import kept_bytes, stored_bytes
+from lkv.cache import Row, entry_bytes, kept_bytes, stored_bytes
 from lkv.chat import record_ids, record_parts
+from lkv.decode import decode_all
+from lkv.device import memory
 from lkv.engine import (
     Prefilled,
     answer_tail,
     check_budgets,
     compact,
-    decode_all,
     extend,
     look,
     observe,
     prefill,
+    prefill_many,
+    prompts_at_once,
 )
 from lkv.errors import UserError
-from lkv.interface import Method, PromptRows, Recipe
+from lkv.interface import Importance, Method, PromptRows, Recipe
 from lkv.journal import Journal
 from lkv.models import Loaded
 from lkv.observe import top_recall
 from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
 from lkv.registry import FULL
-from lkv.select import select
+from lkv.select import Kept, candidates, choose
 
 # What a benchmark's data file holds a sample (docs/protocols.md explains each).
 RECORD = (
@@ -41,7 +47,7 @@ RECORD = (
     "min_new_tokens",
 )  # fmt: skip
 PLAIN = Recipe(pool=None)  # the oracle's top-C for recall: group mean, unpooled, nothing forced
-ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
+ROWS_AT_ONCE = {"cpu": 192, "cuda": 512}  # decoded as one batch
 
 Record: TypeAlias = Mapping[str, Any]
 Cell: TypeAlias = tuple[str, int]  # method, budget
@@ -50,8 +56,8 @@ Cell: TypeAlias = tuple[str, int]  # method, budget
 class Choice(NamedTuple):
     """What a method keeps of a prompt: with its recipe, by its bare importance, and what that costs."""
 
-    kept: list[Tensor] | None
-    raw: list[Tensor] | None
+    kept: Kept | None
+    raw: Kept | None
     bytes: int
 
 
@@ -76,7 +82,6 @@ def evaluate(
     for method in methods:
         check_budgets(method, budgets)
     journal = Journal(journal_path)
-    rows: list[dict[str, Any]] = []
     facts = [
         version,
         loaded.fingerprint,
@@ -85,23 +90,90 @@ def evaluate(
         loaded.model.device.type,
         sorted(loaded.stop),
     ]
-    task = f"{records[0]['task']}@{records[0]['length']}"
-    with tqdm(total=len(records), desc=f"evaluate {task}", unit="sample") as bar:
-        for shared in _by_context(records):
-            context = _Context(loaded, methods, budgets, seed + shared[0]["sample"])
-            for record in shared:
-                ids, question = _asked(loaded, record)
-                cells = _cells(record, [ids, question, context.seed], methods, budgets, facts)
-                missing = {cell: key for cell, key in cells.items() if key not in journal.cells}
-                if missing:
-                    full = journal.cells.get(cells[FULL, 0])
-                    found = context.answer(record, ids, question, list(missing), full)
-                    journal.append([{"key": missing[cell], **found[cell]} for cell in missing])
-                rows += [_row(study, loaded.name, record, journal.cells[key]) for key in cells.values()]
-                bar.update()
+    rows: list[dict[str, Any]] = []
+    named = f"{records[0]['task']}@{records[0]['length']}"
+    with tqdm(total=len(records), desc=f"evaluate {named}", unit="sample") as bar:
+        for wave in _waves(loaded, _samples(loaded, records, methods, budgets, seed, facts), journal):
+            todo = [sample for sample in wave if sample.missing]
+            if todo:
+                found = _answered(loaded, todo, methods, budgets)
+                for sample, cells in zip(todo, found, strict=True):
+                    journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
+            for sample in wave:
+                keys = sample.cells.values()
+                rows += [_row(study, loaded.name, sample.record, journal.cells[key]) for key in keys]
+            bar.update(len(wave))
     rows.sort(key=lambda row: row["sample"])  # stable: the cells of a sample stay in their order
     write_csv(out, rows, SAMPLE_COLUMNS)
     return journal.notice
+
+
+@dataclass(eq=False)
+class _Context:
+    """What is evicted: a prompt's ids, and once they are read its cache and each method's choice from it."""
+
+    ids: list[int]
+    seed: int
+    prefilled: Prefilled | None = None
+    choices: dict[Cell, Choice] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Sample:
+    """One record: its context (shared with other questions on it where those are read after the eviction),
+    its question's ids (none where the question is part of what is evicted), its cells' journal keys."""
+
+    record: Record
+    context: _Context
+    question: list[int]
+    cells: dict[Cell, str]
+    missing: dict[Cell, str] = field(default_factory=dict)
+    answer: list[int] | None = None  # the full cache's, where it is known
+    asked: Prefilled | None = None  # the context, its question known
+    whole: Prefilled | None = None  # the context, its question read
+
+
+def _samples(
+    loaded: Loaded,
+    records: Sequence[Record],
+    methods: Sequence[Method],
+    budgets: Sequence[int],
+    seed: int,
+    facts: list[Any],
+) -> Iterator[_Sample]:
+    """Samples of one context follow each other."""
+    for shared in _by_context(records):
+        context: _Context | None = None
+        for record in shared:
+            ids, question = _asked(loaded, record)
+            if context is None:
+                context = _Context(ids, seed + record["sample"])
+            cells = _cells(record, [ids, question, context.seed], methods, budgets, facts)
+            yield _Sample(record, context, question, cells)
+
+
+def _waves(loaded: Loaded, samples: Iterator[_Sample], journal: Journal) -> Iterator[list[_Sample]]:
+    """Samples that are answered together: their caches and rows fill a third of the memory at most."""
+    room = memory(loaded.model.device) // 3
+    entry = entry_bytes(loaded.model)
+    wave: list[_Sample] = []
+    used = rows = 0
+    for sample in samples:
+        sample.missing = {cell: key for cell, key in sample.cells.items() if key not in journal.cells}
+        sample.answer = journal.cells.get(sample.cells[FULL, 0], {}).get("tokens")
+        new = sample.record["max_new_tokens"]
+        length = len(sample.context.ids) + len(sample.question)
+        # A row is there twice: kept, and in the storage that it is decoded from.
+        kept = [2 * (min(budget, length) + new) for _, budget in sample.missing if budget]
+        needed = entry * (2 * (length + new) + sum(kept)) if sample.missing else 0
+        own_context = not wave or wave[-1].context is not sample.context
+        if wave and own_context and (used + needed > room or rows >= ROWS_AT_ONCE[loaded.model.device.type]):
+            yield wave
+            wave, used, rows = [], 0, 0
+        wave.append(sample)
+        used, rows = used + needed, rows + len(kept)
+    if wave:
+        yield wave
 
 
 def _by_context(records: Sequence[Record]) -> list[list[Record]]:
@@ -134,98 +206,174 @@ def _cells(
     return cells
 
 
-class _Context:
-    """A prompt, prefilled when the first cell that needs it is missing, and what each method keeps of it."""
+@torch.no_grad()
+def _answered(
+    loaded: Loaded, samples: Sequence[_Sample], methods: Sequence[Method], budgets: Sequence[int]
+) -> list[dict[Cell, dict[str, Any]]]:
+    """The missing cells of each sample: the full cache's answers, each method's look, then all decodes."""
+    _read_contexts(loaded, samples, methods)
+    for sample in samples:
+        _read_question(loaded, sample)
+    unknown = [sample for sample in samples if sample.answer is None]
+    rows = [(sample, row) for sample in unknown for row in compact(sample.whole, None)]  # type: ignore[arg-type]
+    for sample, tokens in zip(unknown, _decoded(loaded, rows), strict=True):
+        sample.answer = tokens
+    chosen = [_choose_all(sample, methods, budgets) for sample in samples]
+    rows = [
+        (sample, row)
+        for sample, (cells, _) in zip(samples, chosen, strict=True)
+        for of_cell in cells.values()
+        for row in of_cell
+    ]
+    answers = iter(_decoded(loaded, rows))
+    found = []
+    for sample, (cells, facts) in zip(samples, chosen, strict=True):
+        tokens_of = {cell: next(answers) for cell in cells}
+        if (FULL, 0) in sample.missing:
+            assert sample.answer is not None
+            tokens_of[FULL, 0] = sample.answer
+        of_sample = {}
+        for (name, budget), tokens in tokens_of.items():
+            cell = {"sample": sample.record["sample"], "method": name, "budget": budget}
+            length = len(sample.context.ids) + len(sample.question)
+            of_sample[name, budget] = facts[name, budget] | cell | _told(loaded, tokens, length)
+        found.append(of_sample)
+    for sample in samples:
+        sample.asked = sample.whole = sample.context.prefilled = None
+    return found
 
-    def __init__(self, loaded: Loaded, methods: Sequence[Method], budgets: Sequence[int], seed: int) -> None:
-        self.loaded, self.methods, self.budgets, self.seed = loaded, methods, budgets, seed
-        self.prefilled: Prefilled | None = None
-        self.choices: dict[Cell, Choice] = {}
 
-    @torch.no_grad()
-    def answer(
-        self,
-        record: Record,
-        ids: list[int],
-        question: list[int],
-        missing: Sequence[Cell],
-        full: Record | None,
-    ) -> dict[Cell, dict[str, Any]]:
-        """The missing cells of one sample: each method's look, one batch of decodes."""
-        model, new_tokens = self.loaded.model, record["max_new_tokens"]
-        stop = self.loaded.stop | _stops(self.loaded, record)
-        prefilled = self._read(ids, record, stop)
-        asked = whole = prefilled
-        after = torch.tensor([question], device=model.device)
-        if question:
-            whole = extend(prefilled, None, after)
-            asked = replace(prefilled, question=after, first=whole.first)
-        if full is not None:
-            whole.answers = [full["tokens"]]
-        asked.answers = whole.answers
-        target = look(asked, answer_tail(asked))
-        best = {budget: select(target, PLAIN, budget, prefilled.kv_heads) for budget in self.budgets}
+def _read_contexts(loaded: Loaded, samples: Sequence[_Sample], methods: Sequence[Method]) -> None:
+    """Prefills each context once; on CUDA contexts of like length together, as many as are worth it."""
+    watched: dict[PromptRows, None] = dict.fromkeys(row for method in methods for row in method.rows)
+    widest = max((row.last or 1 for row in watched), default=1)
+    unread = {id(sample.context): sample for sample in samples if sample.context.prefilled is None}
+    together: list[_Sample] = []
 
-        found: dict[Cell, dict[str, Any]] = {}
-        rows = []
-        for method in self.methods:
-            needed = [budget for budget in self.budgets if (method.name, budget) in missing]
-            for budget, choice in zip(needed, self._choose(method, needed, asked), strict=True):
-                at_hand = extend(prefilled, choice.kept, after) if question else prefilled
-                rows += compact(at_hand, None if question else choice.kept)
-                found[method.name, budget] = {
-                    "recall": _recall(choice.kept, best[budget]),
-                    "recall_raw": _recall(choice.raw, best[budget]),
-                    "kept_mean": _kept_mean(choice.kept, prefilled.length),
-                    "kept_bytes": choice.bytes,
-                }
-        tokens = decode_all(model, rows, new_tokens, stop, ROWS_AT_ONCE[model.device.type])
-        if (FULL, 0) in missing:
-            found[FULL, 0] = {
-                "recall": None,
-                "recall_raw": None,
-                "kept_mean": prefilled.length,
-                "kept_bytes": stored_bytes(prefilled.cache),
+    def read() -> None:
+        record = together[0].record
+        stop = _stops(loaded, record)
+        settings = {
+            "stop": stop,
+            "answer_tokens": record["max_new_tokens"],
+            "banned": stop if record["min_new_tokens"] else frozenset(),
+        }
+        contexts = [sample.context for sample in together]
+        if len(contexts) == 1:
+            ids = torch.tensor([contexts[0].ids], device=loaded.model.device)
+            done = [prefill(loaded.model, ids, list(watched), seed=contexts[0].seed, **settings)[0]]
+        else:
+            seeds = [context.seed for context in contexts]
+            prompts = [context.ids for context in contexts]
+            done = prefill_many(loaded.model, prompts, list(watched), seeds, **settings)
+        for context, prefilled in zip(contexts, done, strict=True):
+            context.prefilled = prefilled
+        together.clear()
+
+    for sample in sorted(unread.values(), key=lambda sample: len(sample.context.ids)):
+        length = len(sample.context.ids)
+        alike = not together or all(
+            sample.record[name] == together[0].record[name]
+            for name in ("max_new_tokens", "stops", "min_new_tokens")
+        )
+        most = prompts_at_once(loaded.model, length) if length >= widest else 1
+        if together and (not alike or len(together) >= most):
+            read()
+        together.append(sample)
+    if together:
+        read()
+
+
+def _read_question(loaded: Loaded, sample: _Sample) -> None:
+    """The sample's question after its context, where it is not part of it."""
+    context = sample.context.prefilled
+    assert context is not None
+    sample.asked = sample.whole = context
+    if sample.question:
+        after = torch.tensor([sample.question], device=loaded.model.device)
+        sample.whole = extend(context, None, after)
+        sample.asked = replace(context, question=after, first=sample.whole.first)
+
+
+def _choose_all(
+    sample: _Sample, methods: Sequence[Method], budgets: Sequence[int]
+) -> tuple[dict[Cell, list[Row]], dict[Cell, dict[str, Any]]]:
+    """Of each missing cell the row to decode (the full cache's is known), and what its CSV row says of it."""
+    prefilled, asked = sample.context.prefilled, sample.asked
+    assert prefilled is not None and asked is not None and sample.answer is not None
+    asked.answers = [sample.answer]
+    stored = [prefilled.length] * len(prefilled.full_layers)
+    target = candidates(look(asked, answer_tail(asked)), PLAIN, prefilled.kv_heads)
+    best = {budget: choose(target, PLAIN, budget, stored) for budget in budgets}
+    rows: dict[Cell, list[Row]] = {}
+    facts: dict[Cell, dict[str, Any]] = {}
+    recalls: list[Tensor] = []
+    for method in methods:
+        needed = [budget for budget in budgets if (method.name, budget) in sample.missing]
+        for budget, choice in zip(needed, _choose(sample, method, needed), strict=True):
+            at_hand, kept = prefilled, choice.kept
+            if asked.question is not None:
+                at_hand, kept = extend(prefilled, kept, asked.question), None
+            rows[method.name, budget] = compact(at_hand, kept)
+            device = prefilled.ids.device
+            recalls += [_recall(found, best[budget], device) for found in (choice.kept, choice.raw)]
+            counts = stored if choice.kept is None else choice.kept.counts
+            facts[method.name, budget] = {
+                "kept_mean": sum(counts) / len(counts),
+                "kept_bytes": choice.bytes,
             }
-            tokens.append(whole.answers[0])
-        for (name, budget), answer in zip(found, tokens, strict=True):
-            cell = {"sample": record["sample"], "method": name, "budget": budget}
-            found[name, budget] |= cell | _answered(self.loaded, answer, len(ids) + len(question))
-        return found
+    values = iter(torch.stack(recalls).tolist() if recalls else [])  # one wait for the device
+    for of_cell in facts.values():
+        of_cell |= {"recall": next(values), "recall_raw": next(values)}
+    if (FULL, 0) in sample.missing:
+        facts[FULL, 0] = {
+            "recall": None,
+            "recall_raw": None,
+            "kept_mean": prefilled.length,
+            "kept_bytes": stored_bytes(prefilled.cache),
+        }
+    return rows, facts
 
-    def _read(self, ids: list[int], record: Record, stop: frozenset[int]) -> Prefilled:
-        if self.prefilled is None:
-            watched: dict[PromptRows, None] = dict.fromkeys(r for method in self.methods for r in method.rows)
-            self.prefilled, _ = prefill(
-                self.loaded.model,
-                torch.tensor([ids], device=self.loaded.model.device),
-                list(watched),
-                stop=stop,
-                answer_tokens=record["max_new_tokens"],
-                seed=self.seed,
-                banned=stop if record["min_new_tokens"] else frozenset(),
-            )
-        return self.prefilled
 
-    def _choose(self, method: Method, budgets: Sequence[int], asked: Prefilled) -> list[Choice]:
-        """What the method keeps; chosen once a context, unless the choice depends on the answer."""
-        new = [b for b in budgets if method.knows_answer or (method.name, b) not in self.choices]
-        view = asked if method.knows_answer else self.prefilled
-        assert view is not None
-        for budget, importance in zip(new, observe(view, method, new) if new else [], strict=True):
-            kept = select(importance, method.recipe, budget, view.kv_heads)
-            raw = select(importance, PLAIN, budget, view.kv_heads)
-            self.choices[method.name, budget] = Choice(kept, raw, kept_bytes(view.cache, kept))
-        return [self.choices[method.name, budget] for budget in budgets]
+def _choose(sample: _Sample, method: Method, budgets: Sequence[int]) -> list[Choice]:
+    """What the method keeps; chosen once a context, unless the choice depends on the answer."""
+    context = sample.context
+    new = [b for b in budgets if method.knows_answer or (method.name, b) not in context.choices]
+    view = sample.asked if method.knows_answer else context.prefilled
+    assert view is not None
+    scored: dict[int, tuple[Importance, Sequence[Tensor], Sequence[Tensor]]] = {}
+    for budget, seen in zip(new, observe(view, method, new) if new else [], strict=True):
+        if id(seen) not in scored:  # equal observers have looked once
+            scores = candidates(seen, method.recipe, view.kv_heads)
+            scored[id(seen)] = seen, scores, candidates(seen, PLAIN, view.kv_heads)
+        _, scores, plain = scored[id(seen)]
+        stored = [layer.shape[-1] for layer in seen]
+        kept = choose(scores, method.recipe, budget, stored)
+        raw = choose(plain, PLAIN, budget, stored)
+        context.choices[method.name, budget] = Choice(kept, raw, kept_bytes(view.cache, kept))
+    return [context.choices[method.name, budget] for budget in budgets]
+
+
+def _decoded(loaded: Loaded, rows: Sequence[tuple[_Sample, Row]]) -> list[list[int]]:
+    """Greedy tokens of each row, its own sample's number at most; samples alike in that go together."""
+    tokens: dict[int, list[int]] = {}
+    alike: dict[tuple[int, frozenset[int]], list[int]] = {}
+    for i, (sample, _) in enumerate(rows):
+        alike.setdefault((sample.record["max_new_tokens"], _stops(loaded, sample.record)), []).append(i)
+    at_once = ROWS_AT_ONCE[loaded.model.device.type]
+    for (new, stop), places in alike.items():
+        decoded = decode_all(loaded.model, [rows[i][1] for i in places], new, stop, at_once)
+        tokens |= dict(zip(places, decoded, strict=True))
+    return [tokens[i] for i in range(len(rows))]
 
 
 def _stops(loaded: Loaded, record: Record) -> frozenset[int]:
-    """A task's own stop tokens: the last token of each of its stop texts."""
+    """The model's stop tokens and the task's own: the last token of each of its stop texts."""
     ends = [loaded.tokenizer(text, add_special_tokens=False).input_ids for text in record["stops"]]
-    return frozenset(int(ids[-1]) for ids in ends)
+    return loaded.stop | frozenset(int(ids[-1]) for ids in ends)
 
 
-def _answered(loaded: Loaded, tokens: list[int], prompt: int) -> dict[str, Any]:
+def _told(loaded: Loaded, tokens: list[int], prompt: int) -> dict[str, Any]:
     prediction = str(loaded.tokenizer.decode(tokens, skip_special_tokens=True))
     return {
         "prompt_tokens": prompt,
@@ -236,15 +384,14 @@ def _answered(loaded: Loaded, tokens: list[int], prompt: int) -> dict[str, Any]:
     }
 
 
-def _recall(kept: list[Tensor] | None, best: list[Tensor] | None) -> float:
-    """Share of the oracle's top-C that was kept: mean over layers and KV heads."""
+def _recall(kept: Kept | None, best: Kept | None, device: torch.device) -> Tensor:
+    """Share of the oracle's top-C that was kept: mean over layers and KV heads; a scalar on the device."""
     if kept is None or best is None:
-        return 1.0
-    return float(torch.stack([top_recall(k, b).mean() for k, b in zip(kept, best, strict=True)]).mean())
-
-
-def _kept_mean(kept: list[Tensor] | None, prompt: int) -> float:
-    return float(prompt) if kept is None else sum(k.shape[-1] for k in kept) / len(kept)
+        return torch.ones([], device=device)
+    places = torch.arange(kept.indices.shape[-1], device=kept.indices.device)
+    counts = torch.tensor(kept.counts, device=places.device)[:, None, None, None]
+    real = torch.where(places < counts, kept.indices, -1 - places)  # what is padding equals nothing
+    return top_recall(real, best.indices).mean()
 
 
 def _row(study: str, model: str, record: Record, cell: Record) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lkv.attention import Pass, observable
-from lkv.cache import full_layers, make_evictable, stored_bytes
-from lkv.engine import Prefilled, check_budgets, compact, decode, observe, prefill_observed, watcher
+from lkv.cache import full_layers, make_evictable
+from lkv.decode import decode
+from lkv.engine import Prefilled, check_budgets, observe, prefill_layerwise, watcher
 from lkv.errors import UserError
 from lkv.interface import Importance, Method, PromptRows
 from lkv.models import stop_ids
@@ -42,28 +43,24 @@ def generate(
         raise UserError(
             f"generate takes one prompt at a time, got a batch of {ids.shape[0]}; call it per prompt"
         )
-    if method is not None:
-        check_budgets(method, [budget])
     stop = stop_ids(model)
     with observable(model), torch.no_grad():
         start = _now(model)
-        prefilled, importance = prefill_observed(
+        prefilled, [row] = prefill_layerwise(
             model, ids.to(model.device), method, budget, stop=stop, answer_tokens=max_new_tokens
         )
-        kept = None
-        if method is not None and importance is not None:
-            kept = select(importance, method.recipe, budget, prefilled.kv_heads)
-        [row] = compact(prefilled, kept)
         ready = _now(model)
         answer = decode(model, [row], max_new_tokens, stop)
         seconds = _now(model) - ready
     layers = full_layers(prefilled.cache)
+    entry = [2 * k.element_size() * k.shape[0] * k.shape[2] for k in row.keys]
+    gone = sum(entry[i] * (prefilled.length - row.keys[i].shape[1]) for i in layers)
     return Generation(
         tokens=answer.tokens[0],
         prompt_tokens=prefilled.length,
         kept=sum(row.keys[i].shape[1] for i in layers) / len(layers),
         cache_bytes=row.bytes,
-        full_cache_bytes=stored_bytes(prefilled.cache),
+        full_cache_bytes=row.bytes + gone,
         ttft_s=ready - start,
         tokens_per_s=answer.steps / seconds if answer.steps else 0.0,
     )
@@ -121,7 +118,7 @@ def evicting(
         if watched is None or kwargs.get("lkv_pass") is not watched:
             return
         watched = None
-        cache, first = kwargs["past_key_values"], out.logits[:, -1].argmax(-1).tolist()
+        cache, first = kwargs["past_key_values"], out.logits[:, -1].argmax(-1)
         prefilled = Prefilled(
             model, _ids(args, kwargs), cache, first, dict(seen), stop_ids(model), answer_tokens
         )

@@ -7,12 +7,13 @@ K KV heads, G = H / K, R observers, N prompt tokens, M stored keys, C budget, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -48,20 +49,40 @@ class PromptRows:
     over: Over = "mean"
 
 
+class Adapter(Protocol):
+    """What works on the last rows of a pass alone: LoRA, for one."""
+
+    def add(
+        self, model: PreTrainedModel, layer: int, names: Sequence[str], inputs: Tensor, outs: list[Tensor]
+    ) -> list[Tensor]:
+        """The outputs [B, Q, out] of linears `names` of a block, which share `inputs`, with its part added.
+
+        In place where no gradient is needed.
+        """
+        ...
+
+    def hooked(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Inside, the model's own forward pass has the adapter's part added."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Tail:
     """Observers are tokens placed after the prompt, at positions N, N+1, …; they see it whole.
 
     `tokens` holds ids [B, R] (int64) or embeddings [B, R, hidden]; rows where `valid` [B, R] is False are
-    padding. `active` is entered around the pass: the adapter that works on these rows alone. `beside` names
-    prompt rows that look as well (see Recorded).
+    padding. `adapter` works on these rows alone. `beside` names prompt rows that look as well (see Recorded).
     """
 
     tokens: Tensor
     valid: Tensor | None = None
     over: Over = "mean"
-    active: Callable[[], AbstractContextManager[None]] | None = None
+    adapter: Adapter | None = None
     beside: PromptRows | None = None
+
+    @property
+    def rows(self) -> int:
+        return int(self.tokens.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +98,16 @@ class Recorded:
     over: Over = "mean"
     beside: PromptRows | None = None
 
+    @property
+    def rows(self) -> int:
+        return int(self.queries[0].shape[2])
+
 
 @dataclass(frozen=True)
 class Ranking:
-    """Nobody looks: `rank(batch, heads, prompt, layer, seed)` gives the importance [B, H, N] itself."""
+    """Nobody looks: `rank(batch, heads, prompt, layer, seed, device)` gives the importance [B, H, N]."""
 
-    rank: Callable[[int, int, int, int, int], Tensor]
+    rank: Callable[[int, int, int, int, int, torch.device], Tensor]
 
 
 Observers: TypeAlias = "PromptRows | Tail | Recorded | Ranking"
@@ -97,8 +122,8 @@ class Method:
     function may use what `reads` had the prefill pass record. `version` goes up when results change;
     `identity` names what the method brings along (an adapter's hash), so that the journal tells two apart.
     `knows_answer`: the observers are the answer itself, so the choice differs from question to question.
-    `ahead(model, batch)` gives a tail that is known before the prompt is read, and so can ride along in its
-    prefill (single pass).
+    `ahead(model, ids, settings)` gives a tail that is known before the prompt ids [B, N] are read, and so can
+    ride along in their prefill (single pass); `settings` are those of the prefill.
     """
 
     name: str
@@ -107,7 +132,7 @@ class Method:
     reads: tuple[PromptRows, ...] = ()
     version: int = 1
     identity: str = ""
-    ahead: Callable[[PreTrainedModel, int], Tail] | None = None
+    ahead: Callable[[PreTrainedModel, Tensor, Mapping[str, Any]], Tail] | None = None
     least_budget: int = 1
     knows_answer: bool = False
 

@@ -1,36 +1,55 @@
 """Latency: what each method adds to a plain prefill, phase by phase, interleaved in one process.
 
-Phases: prefill, rows (what extra rows add to the prefill of a single pass), observe, draft, select, compact;
-`total` is their sum and carries the overhead. first_token and decode_token are the first and the later decode
-steps from the kept cache.
+Phases: prefill, rows (that ride along in a single pass, at the plain prefill's rate), lora (the adapter's
+products on them), observe, draft, select, compact; `total` is their sum and carries the overhead. first_token
+and decode_token are the first and the later decode steps from the kept cache, decode_batch a step of as many
+rows as fit. On CUDA phases are timed by events, so that nothing waits between them.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lkv import device as devices
+from lkv.cache import Row, entry_bytes
 from lkv.data.documents import haystack
-from lkv.engine import check_budgets, compact, decode, prefill_observed, rides_along
+from lkv.decode import Clock, decode, forget, held_bytes
+from lkv.engine import (
+    check_budgets,
+    evicted,
+    prefill_layerwise,
+    prefill_scored,
+    rides_along,
+    score_errors,
+)
 from lkv.errors import UserError
-from lkv.interface import Method
-from lkv.models import Loaded
+from lkv.forward import implementation
+from lkv.interface import Adapter, Method, PromptRows, Tail
+from lkv.models import Loaded, shape_of
 from lkv.registry import FULL
-from lkv.select import select
+from lkv.theory import Shape, overhead_s, row_share
 
 DECODE_STEPS = 8
-ADDED = ("rows", "observe", "draft", "select", "compact")
-PHASES = ("prefill", *ADDED, "first_token", "decode_token", "total")
+NEW_TOKENS = 128  # that a row of the largest batch has room for
+MOST_ROWS = 512  # decoded at once: more rows of a small cache bring little
+ADDED = ("rows", "lora", "observe", "draft", "select", "compact")
+PHASES = ("prefill", *ADDED, "first_token", "decode_token", "total")  # and decode_batch, measured once
+WAYS = ("whole", "layerwise")
+BOUND = 1e-2  # relative error of the scores, against the reference in float32, above which nothing is timed
+
+Times: TypeAlias = dict[str, float]  # seconds
 
 
 def filler(tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
@@ -43,66 +62,140 @@ class Stopwatch:
     """Seconds per phase; time inside a nested phase counts for that one alone."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.laps: dict[str, list[float]] = defaultdict(list)
-        self._open: list[list[Any]] = []  # phase, seconds so far
+        self.cuda = device.type == "cuda"
+        self._laps: list[tuple[str, Any, Any, int | None]] = []  # phase, start, end, the phase it is within
+        self._open: list[int] = []
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        start = self._now()
-        self._open.append([phase, 0.0])
+        place = len(self._laps)
+        self._laps.append((phase, self._now(), None, self._open[-1] if self._open else None))
+        self._open.append(place)
         try:
             yield
         finally:
-            whole = self._now() - start
-            _, nested = self._open.pop()
-            self.laps[phase].append(whole - nested)
-            if self._open:
-                self._open[-1][1] += whole
+            self._open.pop()
+            self._laps[place] = (*self._laps[place][:2], self._now(), self._laps[place][3])
 
-    def total(self, phase: str) -> float:
-        return sum(self.laps[phase])
+    def laps(self) -> dict[str, list[float]]:
+        """Every lap's seconds, less the laps within it, by phase; waits for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        whole = [self._between(start, end) for _, start, end, _ in self._laps]
+        own = list(whole)
+        for seconds, (*_, within) in zip(whole, self._laps, strict=True):
+            if within is not None:
+                own[within] -= seconds
+        found: dict[str, list[float]] = defaultdict(list)
+        for seconds, (phase, *_) in zip(own, self._laps, strict=True):
+            found[phase].append(seconds)
+        return found
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def totals(self) -> Times:
+        return defaultdict(float, {phase: sum(laps) for phase, laps in self.laps().items()})
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1000 if self.cuda else end - start
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """An adapter whose own products are a phase."""
+
+    adapter: Adapter
+    clock: Clock
+
+    def add(
+        self, model: PreTrainedModel, layer: int, names: Sequence[str], inputs: Tensor, outs: list[Tensor]
+    ) -> list[Tensor]:
+        with self.clock("lora"):
+            return self.adapter.add(model, layer, names, inputs, outs)
+
+    def hooked(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        return self.adapter.hooked(model)
+
+
+@dataclass
+class Run:
+    """One run of one cell: seconds by phase, the row that is left, the rows that rode along in the prefill,
+    CUDA's peaks (nan on the CPU)."""
+
+    seconds: Times
+    row: Row | None = field(repr=False)
+    cache_bytes: int
+    ridden: int
+    peak_prefill: float = math.nan
+    peak_decode: float = math.nan
+
+
+def timed(method: Method | None, clock: Clock, ridden: list[int]) -> Method | None:
+    """The method; where its tail rides along, the rows are noted and the adapter's products are a phase."""
+    if method is None or method.ahead is None:
+        return method
+    ahead: Callable[..., Tail] = method.ahead
+
+    def with_clock(*given: Any) -> Tail:
+        tail = ahead(*given)
+        ridden.append(tail.rows)
+        return tail if tail.adapter is None else replace(tail, adapter=_Timed(tail.adapter, clock))
+
+    return replace(method, ahead=with_clock)
 
 
 @torch.no_grad()
-def measure(loaded: Loaded, ids: Tensor, method: Method | None, budget: int) -> dict[str, float]:
-    """One run of a prompt [1, N]: seconds per phase, cache bytes, CUDA peaks (nan on the CPU)."""
+def measure(
+    loaded: Loaded, ids: Tensor, method: Method | None, budgets: Sequence[int], way: str = "whole"
+) -> dict[int, Run]:
+    """One run of a prompt [1, N] for each budget; they share the prefill, whose phases stand in each.
+
+    No stop tokens: every draft and every decode has its full length. Nothing waits for the device in between.
+    """
     model, cuda = loaded.model, loaded.model.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    ridden: list[int] = []
     watch = Stopwatch(model.device)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    # No stop tokens: every draft and every decode has its full length.
-    prefilled, importance = prefill_observed(model, ids, method, budget, watch)
-    kept = None
-    if method is not None and importance is not None:
-        with watch("select"):
-            kept = select(importance, method.recipe, budget, prefilled.kv_heads)
-        with watch("compact"):
-            [row] = compact(prefilled, kept)
+    clocks = {budget: Stopwatch(model.device) for budget in budgets}
+    with_clock = timed(method, watch, ridden)
+    rows: dict[int, Row] = {}
+    if way == "layerwise":
+        [budget] = budgets  # layer by layer, each budget has a prefill of its own
+        prefilled, [rows[budget]] = prefill_layerwise(model, ids, with_clock, budget, watch)
     else:
-        [row] = compact(prefilled, None)
-    peak_prefill = torch.cuda.max_memory_allocated() if cuda else np.nan
-    del prefilled, importance, kept
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    steps = Stopwatch(model.device)
-    decode(model, [row], DECODE_STEPS + 1, clock=steps)
-    first, *later = steps.laps["decode_token"]
-    found = {phase: watch.total(phase) for phase in ("prefill", "observe", "draft", "select", "compact")}
-    return {
-        **found,
-        "total": sum(found.values()),
-        "first_token": first,
-        "decode_token": float(np.median(later)),
-        "cache_bytes": row.bytes,
-        "peak_prefill_bytes": peak_prefill,
-        "peak_decode_bytes": torch.cuda.max_memory_allocated() if cuda else np.nan,
-    }
+        prefilled, scores = prefill_scored(model, ids, with_clock, watch)
+        for budget in budgets:
+            [rows[budget]] = evicted(prefilled, scores, method, budget, clocks[budget])
+        del scores
+    shared = watch.totals()
+    peak = torch.cuda.max_memory_allocated() - held_bytes(model) if cuda else math.nan
+    del prefilled
+    runs = {}
+    for budget in budgets:
+        seconds = clocks[budget].totals()
+        for phase, value in shared.items():
+            seconds[phase] += value
+        row = rows.pop(budget)
+        runs[budget] = Run(seconds, row, row.bytes, sum(ridden), peak)
+        del row
+    for run in runs.values():
+        assert run.row is not None
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        steps = Stopwatch(model.device)
+        decode(model, [run.row], DECODE_STEPS + 1, clock=steps)
+        run.row = None
+        first, *later = steps.laps()["decode_token"]
+        run.seconds |= {"first_token": first, "decode_token": float(np.median(later))}
+        if cuda:
+            run.peak_decode = torch.cuda.max_memory_allocated()
+    return runs
 
 
 def latency(
@@ -114,95 +207,184 @@ def latency(
     warmups: int,
     study: str,
     weights: str = "real",
+    ways: Sequence[str] = ("whole",),
+    draft: Shape | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of latency.csv. `prompts` maps a length to its token ids; None among methods is the full cache.
 
     Each repeat runs every method once, the plain prefill first, so that a drift of the machine's speed hits
-    all alike; differences are taken within a repeat.
+    all alike; differences are taken within a repeat. `ways` (WAYS): evict after the pass, or layer by layer
+    (LookaheadKV and methods like it; in rows of their own). `draft` is the shape of SpecKV's draft model.
     """
     if None not in methods:
         raise UserError("latency needs 'full' among its methods: overheads are measured against it")
     for method in methods:
         if method is not None:
             check_budgets(method, budgets)
-    cells: list[tuple[Method | None, int]] = [(None, 0)]
-    cells += [(method, budget) for method in methods if method is not None for budget in budgets]
+    timing = _Timing(loaded, study, weights, draft)
+    cells: list[tuple[Method | None, str, list[int]]] = [(None, "whole", [0])]
+    for method in methods:
+        if method is not None and "whole" in ways:
+            cells.append((method, "whole", list(budgets)))
+        rides = method is not None and (isinstance(method.observers, PromptRows) or method.ahead is not None)
+        if method is not None and rides and "layerwise" in ways:
+            cells += [(method, "layerwise", [budget]) for budget in budgets]
     rows: list[dict[str, Any]] = []
     rounds = len(prompts) * (warmups + repeats)
     with tqdm(total=rounds * len(cells), desc="latency", unit="run") as bar:
         for length, ids in prompts.items():
             prompt = torch.tensor([ids], device=loaded.model.device)
-            runs: dict[int, list[dict[str, float]]] = defaultdict(list)
-            failed: dict[int, str] = {}
+            runs: dict[tuple[int, int], list[Run]] = defaultdict(list)
+            failed = {
+                i: reason
+                for i, (method, _, _) in enumerate(cells)
+                if (reason := outputs_differ(loaded, prompt, method))
+            }
             for turn in range(warmups + repeats):
-                for i, (method, budget) in enumerate(cells):
+                for i, (method, way, of_cell) in enumerate(cells):
                     bar.update()
                     if i in failed:
                         continue
                     try:
-                        run = measure(loaded, prompt, method, budget)
+                        found = measure(loaded, prompt, method, of_cell, way)
                     except torch.OutOfMemoryError:
                         failed[i] = "out of memory"
-                        torch.cuda.empty_cache()
+                        forget(loaded.model)
                         continue
                     if turn >= warmups:
-                        runs[i].append(run)
-            for i, (method, budget) in enumerate(cells):
-                cell = _facts(loaded, method, budget, length, study, weights)
-                if 0 in failed or i in failed:  # without a plain prefill there is nothing to compare with
-                    why = failed.get(i, "plain prefill " + failed.get(0, "failed"))
-                    rows.append({**cell, "phase": "total", "status": why})
-                else:
-                    rows += _phases(cell, runs[i], runs[0])
+                        for budget, run in found.items():
+                            runs[i, budget].append(run)
+            for i, (method, way, of_cell) in enumerate(cells):
+                for budget in of_cell:
+                    facts = timing.facts(method, way, budget, length)
+                    if 0 in failed or i in failed:  # without a plain prefill there is nothing to compare with
+                        why = failed.get(i, "plain prefill: " + failed.get(0, "failed"))
+                        rows.append({**facts, "phase": "total", "status": why})
+                    else:
+                        rows += timing.phases(facts, method, budget, length, runs[i, budget], runs[0, 0])
+                        if (most := rows[-1]["max_batch"]) and way == "whole":
+                            rows.append(batch_row(timing, facts, prompt, method, budget, most))
+            forget(loaded.model)
     return rows
 
 
-def _facts(
-    loaded: Loaded, method: Method | None, budget: int, length: int, study: str, weights: str
+def batch_row(
+    timing: _Timing, facts: dict[str, Any], prompt: Tensor, method: Method | None, budget: int, most: int
 ) -> dict[str, Any]:
-    single = method is not None and method.ahead is not None and rides_along(loaded.model)
-    return {
-        "study": study,
-        "model": loaded.name,
-        "weights": weights,
-        "length": length,
-        "budget": budget,
-        "method": FULL if method is None else method.name,
-        "implementation": "torch, single pass" if single else "torch",
-        "batch": 1,
-        "status": "ok",
-        "device": devices.describe(loaded.model.device)[0],
-        "backend": loaded.backend,
-        "dtype": loaded.dtype,
-    }
+    """The row of phase decode_batch: a step of `most` rows or fewer, all of the same kept cache."""
+    facts = facts | {"phase": "decode_batch", "max_batch": most}
+    loaded = timing.loaded
+    forget(loaded.model)
+    try:
+        prefilled, scores = prefill_scored(loaded.model, prompt, method)
+        [row] = evicted(prefilled, scores, method, budget)
+        del prefilled, scores
+        batch = 1 << (min(most, MOST_ROWS).bit_length() - 1)
+        steps = Stopwatch(loaded.model.device)
+        decode(loaded.model, [row] * batch, DECODE_STEPS + 1, clock=steps)
+    except torch.OutOfMemoryError:
+        return facts | {"status": "out of memory"}
+    ms = 1e3 * np.array(steps.laps()["decode_token"][1:])
+    low, middle, high = np.percentile(ms, [10, 50, 90])
+    found = {"median_ms": middle, "p10_ms": low, "p90_ms": high, "repeats": len(ms), "batch": batch}
+    return facts | found | {"tokens_per_s": 1e3 * batch / middle}
 
 
-def _phases(
-    cell: dict[str, Any], runs: list[dict[str, float]], plain: list[dict[str, float]]
-) -> list[dict[str, Any]]:
-    """A row a phase from paired repeats; milliseconds."""
-    single = "single pass" in cell["implementation"]
-    ms = {phase: 1e3 * np.array([run.get(phase, 0.0) for run in runs]) for phase in PHASES}
-    base = {phase: 1e3 * np.array([run[phase] for run in plain]) for phase in ("prefill", "total")}
-    if single:
-        # The appended rows ride along in the prefill: what they cost is a paired difference.
-        ms["rows"] = ms["prefill"] - base["prefill"]
-        ms["prefill"] = base["prefill"]
-    rows = []
-    for phase in PHASES:
-        if phase != "total" and not ms[phase].any():
-            continue
-        low, middle, high = np.percentile(ms[phase], [10, 50, 90])
-        rows.append({**cell, "phase": phase, "median_ms": middle, "p10_ms": low, "p90_ms": high})
-        rows[-1]["repeats"] = len(runs)
-    overhead = float(np.median(sum(ms[phase] for phase in ADDED)))
-    rows[-1] |= {
-        "overhead_ms": overhead,
-        "overhead_pct": 100 * overhead / float(np.median(base["prefill"])),
-        "ttft_diff_ms": float(np.median(ms["total"] - base["total"])),
-        "cache_bytes": int(runs[0]["cache_bytes"]),
-        "peak_prefill_bytes": max(run["peak_prefill_bytes"] for run in runs),
-        "peak_decode_bytes": max(run["peak_decode_bytes"] for run in runs),
-        "tokens_per_s": 1e3 / float(np.median(ms["decode_token"])),
-    }
-    return rows
+def outputs_differ(loaded: Loaded, ids: Tensor, method: Method | None) -> str | None:
+    """Why a method's times would mean nothing here: its scores, computed the fast way in the first, a middle
+    and the last layer, are not those of the reference. None where they are."""
+    if method is None or implementation(loaded.model) != "fused":
+        return None
+    layers = {0, loaded.layers // 2, loaded.layers - 1}
+    try:
+        worst = max(score_errors(loaded.model, ids, method, layers))
+    except torch.OutOfMemoryError:
+        forget(loaded.model)
+        return "out of memory"
+    return None if worst <= BOUND else f"scores differ from the reference by {worst:.1e}"
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """What all rows of a study share, and how runs become rows."""
+
+    loaded: Loaded
+    study: str
+    weights: str
+    draft: Shape | None
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.loaded.model)
+
+    def facts(self, method: Method | None, way: str, budget: int, length: int) -> dict[str, Any]:
+        named = [implementation(self.loaded.model)]
+        if method is not None and method.ahead is not None and rides_along(self.loaded.model):
+            named.append("single pass")
+        if way == "layerwise":
+            named.append("layer by layer")
+        return {
+            "study": self.study,
+            "model": self.loaded.name,
+            "weights": self.weights,
+            "length": length,
+            "budget": budget,
+            "method": FULL if method is None else method.name,
+            "implementation": ", ".join(named),
+            "batch": 1,
+            "status": "ok",
+            "device": devices.describe(self.loaded.model.device)[0],
+            "backend": self.loaded.backend,
+            "dtype": self.loaded.dtype,
+        }
+
+    def phases(
+        self,
+        facts: dict[str, Any],
+        method: Method | None,
+        budget: int,
+        length: int,
+        runs: Sequence[Run],
+        plain: Sequence[Run],
+    ) -> list[dict[str, Any]]:
+        """A row a phase from paired repeats; milliseconds."""
+        ms = {phase: 1e3 * np.array([run.seconds.get(phase, 0.0) for run in runs]) for phase in PHASES}
+        base = 1e3 * np.array([run.seconds["prefill"] for run in plain])
+        ttft = np.sum([ms[phase] for phase in ("prefill", *ADDED)], 0)
+        if runs[0].ridden:
+            # A paired difference of prefills is below its noise, and often negative (kernels fit some lengths
+            # better than others): rows count at the rate of the plain prefill, by their operations.
+            ms["rows"] = base * row_share(self.shape, runs[0].ridden, length)
+            ms["prefill"] = base
+        ms["total"] = np.sum([ms[phase] for phase in ("prefill", *ADDED)], 0)
+        rows = []
+        for phase in PHASES:
+            if phase != "total" and not ms[phase].any():
+                continue
+            low, middle, high = np.percentile(ms[phase], [10, 50, 90])
+            rows.append({**facts, "phase": phase, "median_ms": middle, "p10_ms": low, "p90_ms": high})
+            rows[-1]["repeats"] = len(runs)
+        overhead = float(np.median(np.sum([ms[phase] for phase in ADDED], 0)))
+        theory = None
+        if method is not None:
+            theory = overhead_s(method.name, self.shape, length, budget, self.draft)
+        rows[-1] |= {
+            "overhead_ms": overhead,
+            "overhead_pct": 100 * overhead / float(np.median(base)),
+            "ttft_diff_ms": float(np.median(ttft - base)),
+            "theory_ms": None if theory is None else 1e3 * theory,
+            "cache_bytes": runs[0].cache_bytes,
+            "peak_prefill_bytes": max(run.peak_prefill for run in runs),
+            "peak_decode_bytes": max(run.peak_decode for run in runs),
+            "tokens_per_s": 1e3 / float(np.median(ms["decode_token"])),
+            "max_batch": self.max_batch(runs[0].cache_bytes),
+        }
+        return rows
+
+    def max_batch(self, cache_bytes: int) -> int | None:
+        """Rows of this cache and NEW_TOKENS more that fit beside the weights; None on the CPU."""
+        if self.loaded.model.device.type != "cuda":
+            return None
+        weights = sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
+        row = cache_bytes + NEW_TOKENS * entry_bytes(self.loaded.model)
+        return int(0.9 * (devices.memory(self.loaded.model.device) - weights) // row)

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lkv import kernels
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError
+from lkv.forward import LINEARS
 from lkv.interface import Method, Recipe, Tail
 from lkv.records import atomic_write, read_json, require, sha256_file, write_json
 
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from lkv.generate import Generation
 
 TOKENS, RANK, ALPHA = 32, 8, 32
-LINEARS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
 LOOKING = LINEARS[:2]  # all that reaches the last layer's attention map
 RECIPE = Recipe(pool="max", kernel=7, group="mean", order="group_pool")
 ADAPTER, LEARNED, CARD = "adapter_model.safetensors", "lookahead_tokens.safetensors", "lookahead.json"
@@ -74,6 +71,8 @@ class LookaheadKV(nn.Module):
         self.lora_a = nn.ParameterList(nn.Parameter(torch.zeros(rank, n_in)) for n_in, _ in shapes.values())
         self.lora_b = nn.ParameterList(nn.Parameter(torch.zeros(n_out, rank)) for _, n_out in shapes.values())
         self.card: dict[str, Any] = {}
+        self._places = {path: i for i, path in enumerate(self.paths)}
+        self._stacks: dict[tuple[Any, ...], Tensor] = {}
 
     @classmethod
     def create(
@@ -107,9 +106,55 @@ class LookaheadKV(nn.Module):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
+    def add(
+        self, model: PreTrainedModel, layer: int, names: Sequence[str], inputs: Tensor, outs: list[Tensor]
+    ) -> list[Tensor]:
+        """Each adapted linear's LoRA added to its last n rows; linears that share inputs share a product."""
+        prefix = f"{model.base_model_prefix}.layers.{layer}."
+        at = [self._places.get(prefix + name) for name in names]
+        adapted = [i for i in at if i is not None]
+        if not adapted:
+            return outs
+        n, scale = self.n, self.alpha / self.rank
+        rows, stacked = inputs[..., -n:, :], self._stacked(adapted)
+        into = [out[..., -n:, :] for place, out in zip(at, outs, strict=True) if place is not None]
+        bs = [self.lora_b[place] for place in adapted]
+        if kernels.usable(rows) and not torch.is_grad_enabled() and stacked.dtype == rows.dtype:
+            from lkv.kernels.linear import add_lora
+
+            add_lora(rows, stacked, bs, into, scale)
+            return outs
+        lows = (rows.to(stacked.dtype) @ stacked.T).split(self.rank, -1)
+        if not torch.is_grad_enabled() and stacked.dtype == rows.dtype:
+            for out, low, b in zip(into, lows, bs, strict=True):
+                out.baddbmm_(low, b.T.expand(len(out), -1, -1), alpha=scale)
+            return outs
+        deltas = [(low @ b.T * scale).to(rows.dtype) for low, b in zip(lows, bs, strict=True)]
+        if not torch.is_grad_enabled():
+            for out, delta in zip(into, deltas, strict=True):
+                out += delta
+            return outs
+        parts = iter(deltas)
+        return [
+            out if place is None else torch.cat([out[..., :-n, :], out[..., -n:, :] + next(parts)], -2)
+            for place, out in zip(at, outs, strict=True)
+        ]
+
+    def _stacked(self, places: Sequence[int]) -> Tensor:
+        """A of several linears below each other; kept when the adapter is frozen and so never changes."""
+        if len(places) == 1:
+            return self.lora_a[places[0]]
+        first = self.lora_a[places[0]]
+        if first.requires_grad:
+            return torch.cat([self.lora_a[i] for i in places])
+        key = (*places, first.device, first.dtype)
+        if key not in self._stacks:
+            self._stacks[key] = torch.cat([self.lora_a[i] for i in places])
+        return self._stacks[key]
+
     @contextmanager
-    def active(self, model: PreTrainedModel) -> Iterator[None]:
-        """Inside, each adapted linear adds its LoRA to the last n rows of what it is given."""
+    def hooked(self, model: PreTrainedModel) -> Iterator[None]:
+        """Inside, each adapted linear of the model adds its LoRA to the last n rows of what it is given."""
         hooks = [
             model.get_submodule(path).register_forward_hook(self._hook(a, b))
             for path, a, b in zip(self.paths, self.lora_a, self.lora_b, strict=True)
@@ -135,19 +180,18 @@ class LookaheadKV(nn.Module):
 
         return add
 
-    def tail(self, model: PreTrainedModel, batch: int = 1) -> Tail:
+    def tail(self, batch: int = 1) -> Tail:
         """The observers: the learned tokens after each of `batch` prompts, the LoRA active on them."""
-        active: Callable[[], AbstractContextManager[None]] = partial(self.active, model)
-        return Tail(self.tokens.expand(batch, -1, -1), active=active)
+        return Tail(self.tokens.expand(batch, -1, -1), adapter=self)
 
     def method(self, recipe: Recipe = RECIPE) -> Method:
         """LookaheadKV as a method of the registry; `recipe` is open for ablations."""
         return Method(
             "lookaheadkv",
             recipe,
-            lambda prompt, budgets: [self.tail(prompt.model, len(prompt.first))] * len(budgets),
+            lambda prompt, budgets: [self.tail(prompt.ids.shape[0])] * len(budgets),
             identity="".join(self.card.get("sha256", {}).values()),
-            ahead=self.tail,
+            ahead=lambda model, ids, settings: self.tail(ids.shape[0]),
         )
 
     def generate(

@@ -23,6 +23,7 @@ from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of
 from lkv.records import fingerprint, read_json, require, sha256_file, write_json
+from lkv.theory import Shape
 
 CARD = "model.json"
 MARK = ".made-by-lkv"  # stays when a workflow deletes the card before it makes the model again
@@ -111,6 +112,66 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     with _loading(f"{folder}'s tokenizer", "make it again with lkv model"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """A model's sizes, as theory and plan count with them."""
+    config = model.config.get_text_config()
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        intermediate=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        tied=bool(config.tie_word_embeddings),
+    )
+
+
+def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") -> Loaded:
+    """A model of a spec's shape with random weights, for timing: speed does not depend on the values.
+
+    Its tokenizer is a stand-in, and it has no stop tokens.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    from lkv.tiny import tiny_tokenizer
+
+    made = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+    shape = spec["shape"]
+    if shape is None or shape["family"] not in made:
+        raise UserError(
+            f"{spec['name']} has no shape that random weights can be made of; "
+            f"give `shape` in its file, of the family {' or '.join(made)}"
+        )
+    config_class, model_class = made[shape["family"]]
+    config = config_class(
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["hidden"],
+        intermediate_size=shape["intermediate"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        max_position_embeddings=1 << 20,
+        tie_word_embeddings=shape["tied"],
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    chosen = choose_dtype(dtype, device)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(chosen)
+    try:
+        with device, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            model = model_class(config)
+    finally:
+        torch.set_default_dtype(before)
+    model.eval().requires_grad_(False)
+    model.set_attn_implementation(best_backend(device, chosen))
+    return Loaded(model, tiny_tokenizer(), spec["name"], fingerprint("random", shape), frozenset())
 
 
 @contextmanager

@@ -1,33 +1,79 @@
 """What the observers see: attention of a few query rows over the prompt's keys. Pure functions.
 
-These are the reference implementations: float32, chunked over rows, on any device.
+`reference` and what else is here is plain torch: float32, chunked over rows, on any device.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lkv import kernels
+from lkv.interface import Over, Recipe
+from lkv.select import candidate_scores
+
 CHUNK_BYTES = 256 << 20  # of float32 logits held at a time
 
 
-def importance(
+class Sight(NamedTuple):
+    """Who looks at what: the arguments of `reference`, in their order.
+
+    lse [B, H, R] float32: each row's natural log-sum-exp over the keys it sees, where that is known already.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scaling: float
+    prompt: int
+    first: int | Tensor | None = None
+    over: Over = "mean"
+    valid: Tensor | None = None
+    lse: Tensor | None = None
+
+
+def importance(sight: Sight, exact: bool = False) -> Tensor:
+    """As `reference`, by a fused kernel on CUDA where no gradient is needed and `exact` is not asked for."""
+    if not exact and _fused(sight.queries):
+        from lkv.kernels import scores as fused
+
+        return fused.importance(*sight)
+    return reference(*sight[:-1])
+
+
+def scores(sight: Sight, recipe: Recipe, exact: bool = False) -> Tensor:
+    """candidate_scores of the importance, [B, K, prompt - sinks - window], in one kernel on CUDA."""
+    if not exact and _fused(sight.queries) and recipe.order == "group_pool":
+        from lkv.kernels import scores as fused
+
+        queries, keys, scaling, prompt, first, over, valid, lse = sight
+        low, high = recipe.sinks, max(recipe.sinks, prompt - recipe.window)
+        pooled = (recipe.group, recipe.pool, recipe.kernel)
+        return fused.grouped_importance(queries, keys, scaling, low, high, first, over, valid, lse, *pooled)
+    return candidate_scores(importance(sight, exact), recipe, sight.keys.shape[1])
+
+
+def _fused(queries: Tensor) -> bool:
+    fits = queries.shape[-1] <= kernels.MAX_HEAD_DIM
+    return fits and kernels.usable(queries) and not queries.requires_grad
+
+
+def reference(
     queries: Tensor,
     keys: Tensor,
     scaling: float,
     prompt: int,
-    first: int | None = None,
-    over: Literal["mean", "max"] = "mean",
+    first: int | Tensor | None = None,
+    over: Over = "mean",
     valid: Tensor | None = None,
 ) -> Tensor:
     """Importance of each prompt entry: s_j = mean over observers i of softmax_j(q_i · k_j · scaling).
 
     queries [B, H, R, D] and keys [B, K, M, D] carry their rotary positions; the first `prompt` keys are the
-    prompt's. Observer i sees keys 0 … first + i, its own key being key first + i; with `first` None it sees
-    all M. Each row's softmax runs over all the keys it sees; then the prompt's columns are taken. Rows with
-    `valid` [B, R] False do not count. Returns [B, H, prompt] float32.
+    prompt's. Observer i sees keys 0 … first + i, its own key being key first + i (`first` may be int [B], one
+    a prompt); with `first` None it sees all M. Each row's softmax runs over all the keys it sees; then the
+    prompt's columns are taken. Rows with `valid` [B, R] False do not count. Returns [B, H, prompt] float32.
     LookaheadKV eq. 1-3 (R = answer or lookahead rows); SnapKV's observation window; H2O with R = N.
     """
     batch, heads, rows, dim = queries.shape
@@ -43,9 +89,9 @@ def importance(
         logits = block.reshape(batch, kv_heads, -1, dim) @ keys * scaling
         logits = logits.view(batch, heads, n, stored)
         if first is not None:
-            own = torch.arange(first + start, first + start + n, device=keys.device)
-            hidden = torch.arange(stored, device=keys.device) > own[:, None]
-            logits = logits.masked_fill(hidden, float("-inf"))
+            own = torch.arange(start, start + n, device=keys.device) + torch.as_tensor(first).view(-1, 1)
+            hidden = torch.arange(stored, device=keys.device) > own[..., None]
+            logits = logits.masked_fill(hidden[:, None], float("-inf"))
         weights = logits.softmax(-1)[..., :prompt] * counted[:, None, start : start + n, None]
         if over == "mean":
             part = weights.sum(2)

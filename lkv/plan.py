@@ -14,6 +14,7 @@ from typing import Any
 
 from lkv import study
 from lkv.bench import longbench, longproc, ruler
+from lkv.theory import NUMBER, Shape
 
 FLOPS = 5.3e14  # prefill of an 8B shape in bfloat16, 8K to 32K tokens: 263 and 1,409 ms on one H100
 STEP_S = 0.022  # a step of the plain decode loop, the same shape and machine
@@ -71,7 +72,7 @@ def lines(config: Mapping[str, Any], root: Path = Path()) -> list[str]:
     text.insert(1, "  ".join("-" * width for width in widths))
     known = [stage.hours for stage in stages if stage.hours is not None]
     weights = sum(
-        2 * (_shape(m, root) or {"parameters": 0})["parameters"] for m in study.needed_models(config)
+        NUMBER * shape.parameters for m in study.needed_models(config) if (shape := _shape(m, root))
     )
     judged = ""
     if study.judged(config):
@@ -109,7 +110,7 @@ def _of_model(config: Mapping[str, Any], model: str, root: Path) -> Iterator[Sta
         yield _evaluation(model, study.MTBENCH, turns, methods, budgets, shape)
 
 
-def _training(config: Mapping[str, Any], model: str, shape: Mapping[str, Any] | None) -> Iterator[Stage]:
+def _training(config: Mapping[str, Any], model: str, shape: Shape | None) -> Iterator[Stage]:
     train = config["train"]
     if train["sources"]:
         prompts, length = sum(item["count"] for item in train["sources"]), train["max_tokens"] / 2
@@ -148,7 +149,7 @@ def _evaluation(
     tasks: Sequence[tuple[int, float, int]],
     methods: Sequence[str],
     budgets: Sequence[int],
-    shape: Mapping[str, Any] | None,
+    shape: Shape | None,
 ) -> Stage:
     cells = len(methods) * len(budgets)
     drafts = sum(method in ("laq", "laqpp", "speckv") for method in methods)
@@ -165,22 +166,22 @@ def _evaluation(
     )  # fmt: skip
 
 
-def _shape(model: str, root: Path) -> dict[str, Any] | None:
-    shape: dict[str, Any] | None = study.model_spec(model, root)["shape"]
-    return shape
+def _shape(model: str, root: Path) -> Shape | None:
+    shape = study.model_spec(model, root)["shape"]
+    return None if shape is None else Shape(**shape)
 
 
-def _prefill(shape: Mapping[str, Any] | None, tokens: float, prompts: float) -> float | None:
+def _prefill(shape: Shape | None, tokens: float, prompts: float) -> float | None:
     """Seconds."""
     if shape is None:
         return None
-    flop = 2 * shape["parameters"] * tokens + 2 * tokens**2 * shape["layers"] * shape["width"]
+    flop = 2 * shape.parameters * tokens + 2 * tokens**2 * shape.layers * shape.width
     return prompts * flop / FLOPS
 
 
-def _decode(shape: Mapping[str, Any] | None, steps: float, batches: float) -> float | None:
+def _decode(shape: Shape | None, steps: float, batches: float) -> float | None:
     """Seconds."""
-    return None if shape is None else batches * steps * max(STEP_S, 2 * shape["parameters"] / READ_BYTES_S)
+    return None if shape is None else batches * steps * max(STEP_S, NUMBER * shape.parameters / READ_BYTES_S)
 
 
 def _add(a: float | None, b: float | None) -> float | None:

@@ -37,6 +37,10 @@ LATENCY_COLUMNS = (
     "cache_bytes", "peak_prefill_bytes", "peak_decode_bytes", "tokens_per_s", "max_batch", "status",
     "device", "backend", "dtype",
 )  # fmt: skip
+THROUGHPUT_COLUMNS = (
+    "engine", "model", "run", "samples", "cells", "new_tokens", "seconds", "cells_per_s", "methods",
+    "budgets", "device", "dtype",
+)  # fmt: skip
 TRAINING_COLUMNS = (
     "model", "arm", "step", "samples", "kl", "lr", "tokens", "seconds", "tokens_per_s", "mfu",
 )  # fmt: skip

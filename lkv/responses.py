@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from tqdm import tqdm
 from lkv.cache import Row
 from lkv.data.frozen import freeze
 from lkv.data.shards import Notify, Stored, finished
-from lkv.engine import compact, decode_all, prefill
+from lkv.decode import decode_all
+from lkv.engine import Prefilled, compact, prefill, prefill_many, prompts_at_once
 from lkv.errors import UserError
 from lkv.models import Loaded
 
@@ -88,16 +89,28 @@ def respond_sharded(
 def _responses(
     loaded: Loaded, prompts: Iterable[dict[str, Any]], tokens: int, at_once: int
 ) -> Iterator[dict[str, Any]]:
-    """Answers in the order of the prompts, `at_once` at a time; equal lengths next to each other prefill as
-    one batch, and all of them decode as one: rows may differ in length, and natural prompts mostly do."""
+    """Answers in the order of the prompts, `at_once` at a time: as few prefills as may be, one decode."""
     waiting = iter(prompts)
     while part := list(islice(waiting, at_once)):
         rows, first = list[Row](), list[int]()
-        for _, group in groupby(part, key=lambda prompt: prompt["length"]):
-            ids = torch.tensor([prompt["ids"] for prompt in group], device=loaded.model.device)
-            prefilled, _ = prefill(loaded.model, ids, answer_tokens=tokens)
+        for prefilled in _prefilled(loaded, part, tokens):
             rows += compact(prefilled, None)
-            first += prefilled.first
+            first += prefilled.first.tolist()
         answers = decode_all(loaded.model, rows, tokens, loaded.stop, at_once)
         for prompt, token, answer in zip(part, first, answers, strict=True):
             yield {**prompt, "response": answer or [token]}
+
+
+def _prefilled(loaded: Loaded, part: Sequence[dict[str, Any]], tokens: int) -> Iterator[Prefilled]:
+    """On CUDA neighbours in length together, padded; elsewhere those of one length."""
+    while part:
+        most = prompts_at_once(loaded.model, max(prompt["length"] for prompt in part))
+        if most > 1:
+            now = [prompt["ids"] for prompt in part[:most]]
+            yield from prefill_many(loaded.model, now, answer_tokens=tokens)
+        else:
+            length = part[0]["length"]
+            now = [prompt["ids"] for prompt in part if prompt["length"] == length]  # sorted by length
+            ids = torch.tensor(now, device=loaded.model.device)
+            yield prefill(loaded.model, ids, answer_tokens=tokens)[0]
+        part = part[len(now) :]

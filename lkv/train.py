@@ -2,7 +2,8 @@
 
 No activation of the prompt depends on a trainable parameter, so one prefill without gradient serves both: the
 answer's pass gives the target (eq. 1), the lookahead tokens' pass the prediction (eq. 2-3), and the gradient
-runs through the n lookahead rows alone. Its equality with autograd through the whole sequence is a test.
+runs through the n lookahead rows alone. Its equality with autograd through the whole sequence is a test. On
+CUDA that pass, forward and backward, is captured once a shape and replayed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -22,15 +23,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lkv.cache import stored_bytes
+from lkv import device as devices
+from lkv.cache import entries, prompt_cache, stored_bytes
 from lkv.data.shards import Stored
 from lkv.engine import Prefilled, answer_tail, look, prefill
 from lkv.errors import UserError
 from lkv.interface import Importance
 from lkv.lookahead import LookaheadKV
-from lkv.models import Loaded
+from lkv.models import Loaded, shape_of
 from lkv.observe import kl_divergence
+from lkv.parallel import Group
 from lkv.records import TRAINING_COLUMNS, atomic_write, fingerprint, write_csv
+from lkv.theory import training_flop
+
+READ_EVERY = 10  # steps between two looks at the KL, which waits for the device
+MOST_TOKENS = 1 << 16  # of a batch on CUDA, worked on at once
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,72 @@ def prepare(loaded: Loaded, prompts: Sequence[dict[str, Any]]) -> Batch:
 
 def batch_loss(adapter: LookaheadKV, batch: Batch) -> Tensor:
     """Mean over layers, query heads and prompts of KL(target ‖ prediction); scalar, in nats."""
-    tail = adapter.tail(batch.prefilled.model, len(batch.prefilled.first))
+    tail = adapter.tail(batch.prefilled.ids.shape[0])
     prediction = look(batch.prefilled, tail)
     layers = [kl_divergence(t, p).mean() for t, p in zip(batch.target, prediction, strict=True)]
     return torch.stack(layers).mean()
+
+
+class Gradients:
+    """Adds a batch's gradients to the adapter's, and returns its weighted loss; captured on CUDA."""
+
+    def __init__(self, adapter: LookaheadKV) -> None:
+        self.adapter = adapter
+        self.captured: dict[tuple[int, ...], _Captured] = {}
+
+    def __call__(self, batch: Batch, weight: float) -> Tensor:
+        """The batch's loss times `weight`, a detached scalar."""
+        if batch.prefilled.model.device.type != "cuda":
+            loss = batch_loss(self.adapter, batch) * weight
+            loss.backward()
+            return loss.detach()
+        shape = tuple(batch.prefilled.ids.shape)
+        if shape not in self.captured:
+            self.captured[shape] = _Captured(self.adapter, batch)
+        return self.captured[shape](batch, weight)
+
+
+class _Captured:
+    """The pass for one shape of batch, on buffers of its own."""
+
+    def __init__(self, adapter: LookaheadKV, batch: Batch) -> None:
+        source = batch.prefilled
+        cache = prompt_cache(source.model.config)
+        for layer in range(len(source.cache.layers)):
+            keys, values = entries(source.cache, layer)
+            cache.update(keys.clone(), values.clone(), layer)
+        target = [importance.clone() for importance in batch.target]
+        self.batch = Batch(replace(source, cache=cache, seen={}), target)
+        self.weight = torch.ones([], device=source.ids.device)
+        before = [_grad(parameter).clone() for parameter in adapter.parameters()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._run(adapter)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss = self._run(adapter)
+        for parameter, grad in zip(adapter.parameters(), before, strict=True):
+            _grad(parameter).copy_(grad)
+
+    def _run(self, adapter: LookaheadKV) -> Tensor:
+        loss = batch_loss(adapter, self.batch) * self.weight
+        loss.backward()
+        return loss.detach()
+
+    def __call__(self, batch: Batch, weight: float) -> Tensor:
+        torch._foreach_copy_(self._tensors(self.batch), self._tensors(batch))
+        self.weight.fill_(weight)
+        self.graph.replay()
+        return self.loss.clone()
+
+    @staticmethod
+    def _tensors(batch: Batch) -> list[Tensor]:
+        cache = batch.prefilled.cache
+        held = [tensor for layer in range(len(cache.layers)) for tensor in entries(cache, layer)]
+        return [*held, *batch.target]
 
 
 @torch.no_grad()
@@ -89,7 +158,7 @@ def held_out_kl(loaded: Loaded, adapter: LookaheadKV, prompts: Sequence[dict[str
     if not prompts:
         return math.nan
     lengths, total = _lengths(prompts), 0.0
-    for part in _in_batches(range(len(prompts)), lengths, batch):
+    for part in _in_batches(range(len(prompts)), lengths, batch, _most_tokens(loaded)):
         loss = batch_loss(adapter, prepare(loaded, [prompts[i] for i in part]))
         total += float(loss) * len(part)
     return total / len(prompts)
@@ -106,22 +175,26 @@ def train(
     keep_bytes: int = 0,
     checkpoint_every: int = 25,
     version: int = 1,
+    group: Group | None = None,
 ) -> LookaheadKV:
     """Trains an adapter into folder `out`, a row a step into `csv`; goes on from `out`/checkpoint.pt if any.
 
     A run that was stopped and resumed gives the same adapter, bit for bit on the CPU. Up to `keep_bytes` of
     prepared batches stay in memory from one epoch to the next: on a CPU the prefill is most of a step.
-    Prompts of a lkv.data.shards.Stored are read when they are needed, and never all in memory.
+    Prompts of a lkv.data.shards.Stored are read when they are needed, and never all in memory. The processes
+    of a `group` share each step's prompts; the first writes.
     """
     if len(prompts) - schedule.held_out < schedule.batch:
         raise UserError(
             f"{len(prompts)} prompts less {schedule.held_out} held out do not fill a batch of "
             f"{schedule.batch}; give more samples or a smaller batch"
         )
+    group = group or Group()
     trained = len(prompts) - schedule.held_out
     held_out = prompts[trained:]
     adapter = LookaheadKV.create(loaded.model, seed=schedule.seed)
-    optimizer = torch.optim.Adam(adapter.parameters(), lr=schedule.learning_rate)
+    fused = loaded.model.device.type == "cuda"
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=schedule.learning_rate, fused=fused)
     run = fingerprint(
         version,
         loaded.fingerprint,
@@ -140,36 +213,58 @@ def train(
     order = _epochs(len(batches), Random(schedule.seed), schedule.steps)
     kept: dict[tuple[int, ...], Batch] = {}
     kept_bytes = 0
+    gradients = Gradients(adapter)
+    shape, peak = shape_of(loaded.model), devices.peak_flops(loaded.model.device)
+    steps: list[Tensor] = []  # each step's KL, on the device: reading it would wait for the step
     clock = time.perf_counter()
-    with tqdm(total=schedule.steps, initial=len(rows), desc=f"train {arm}", unit="step") as bar:
+    bar = tqdm(
+        total=schedule.steps,
+        initial=len(rows),
+        desc=f"train {arm}",
+        unit="step",
+        disable=None if group.first else True,
+    )
+    with bar:
         for step in range(len(rows), schedule.steps):
             rate = schedule.rate(step)
             optimizer.param_groups[0]["lr"] = rate
-            optimizer.zero_grad()
-            kl, tokens = 0.0, 0
-            for part in _in_batches(batches[order[step]], lengths, schedule.batch):
+            optimizer.zero_grad(set_to_none=not fused)
+            kl = torch.zeros([], device=loaded.model.device)
+            tokens, flop = schedule.batch * adapter.n, 0.0
+            mine = batches[order[step]][group.rank :: group.world]
+            for part in _in_batches(mine, lengths, schedule.batch, _most_tokens(loaded)):
                 batch = kept.get(tuple(part))
                 if batch is None:
                     batch = prepare(loaded, [prompts[i] for i in part])
                     if kept_bytes + batch.bytes <= keep_bytes:
                         kept[tuple(part)] = batch
                         kept_bytes += batch.bytes
-                loss = batch_loss(adapter, batch) * (len(part) / schedule.batch)
-                loss.backward()  # one length at a time: the gradients add up to the batch's mean
-                kl += float(loss.detach())
+                # One length at a time: the gradients add up to the batch's mean.
+                kl += gradients(batch, len(part) / schedule.batch)
+                answers = max(map(len, batch.prefilled.answers))
+                flop += len(part) * training_flop(shape, lengths[part[0]], answers, adapter.n)
                 tokens += sum(lengths[i] for i in part) + sum(map(len, batch.prefilled.answers))
-            tokens += schedule.batch * adapter.n
+            group.sum([kl, *(_grad(parameter) for parameter in adapter.parameters())])
             torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
             optimizer.step()
+            steps.append(kl)
             now = time.perf_counter()
             seconds, clock = seconds + now - clock, now
-            rows.append(_row(loaded.name, arm, step, schedule, kl, rate, tokens, seconds, rows))
-            bar.set_postfix(kl=f"{rows[-1]['kl']:.3f}", refresh=False)
+            facts = (rate, tokens, flop, seconds, rows, peak)
+            rows.append(_row(loaded.name, arm, step, schedule, *facts))
+            last = step + 1 == schedule.steps
+            if last or (step + 1) % READ_EVERY == 0 or (step + 1) % checkpoint_every == 0:
+                for row, value in zip(rows[len(rows) - len(steps) :], steps, strict=True):
+                    row["kl"] = float(value)
+                steps.clear()
+                bar.set_postfix(kl=f"{rows[-1]['kl']:.3f}", refresh=False)
             bar.update()
-            if (step + 1) % checkpoint_every == 0 and step + 1 < schedule.steps:
+            if (step + 1) % checkpoint_every == 0 and not last and group.first:
                 _save(checkpoint, run, adapter, optimizer, rows, seconds, before)
     after = held_out_kl(loaded, adapter, held_out, schedule.batch)
-    first, last = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]
+    if not group.first:
+        return adapter
+    first, end = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]
     write_csv(csv, rows, TRAINING_COLUMNS)
     adapter.save_pretrained(
         out,
@@ -178,7 +273,7 @@ def train(
         samples=schedule.steps * schedule.batch,
         schedule=asdict(schedule),
         kl_first=round(sum(r["kl"] for r in first) / len(first), 5),
-        kl_last=round(sum(r["kl"] for r in last) / len(last), 5),
+        kl_last=round(sum(r["kl"] for r in end) / len(end), 5),
         held_out_kl_before=_rounded(before),
         held_out_kl_after=_rounded(after),
         **provenance,
@@ -187,39 +282,56 @@ def train(
     return adapter
 
 
+def _grad(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:  # a process without a prompt in this step
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
 def _rounded(kl: float) -> float | None:
     return None if math.isnan(kl) else round(kl, 5)
 
 
 def _row(
-    model: str, arm: str, step: int, schedule: Schedule, kl: float, rate: float, tokens: int, seconds: float,
-    rows: list[dict[str, Any]],
+    model: str, arm: str, step: int, schedule: Schedule, rate: float, tokens: int, flop: float,
+    seconds: float, rows: list[dict[str, Any]], peak: float | None,
 ) -> dict[str, Any]:  # fmt: skip
+    """A step's row, its KL still to come. Tokens, seconds and their rates are sums since the start."""
     total = tokens + (rows[-1]["tokens"] if rows else 0)
+    done = flop + (rows[-1]["flop"] if rows else 0)
     return {
         "model": model,
         "arm": arm,
         "step": step + 1,
         "samples": (step + 1) * schedule.batch,
-        "kl": kl,
+        "kl": math.nan,
         "lr": rate,
         "tokens": total,
         "seconds": seconds,
         "tokens_per_s": total / seconds,
-        "mfu": None,
+        "mfu": None if peak is None else done / seconds / peak,
+        "flop": done,
     }
+
+
+def _most_tokens(loaded: Loaded) -> int | None:
+    """Tokens of a batch that are worked on at once: what a GPU's memory holds of a small model's."""
+    return MOST_TOKENS if loaded.model.device.type == "cuda" else None
 
 
 def _lengths(prompts: Sequence[dict[str, Any]]) -> Sequence[int]:
     return prompts.lengths if isinstance(prompts, Stored) else [prompt["length"] for prompt in prompts]
 
 
-def _in_batches(indices: Sequence[int], lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+def _in_batches(
+    indices: Sequence[int], lengths: Sequence[int], size: int, most_tokens: int | None = None
+) -> Iterator[list[int]]:
     """Batches of one length, in order; the last of each length may be smaller."""
-    for _, group in groupby(sorted(indices, key=lengths.__getitem__), key=lengths.__getitem__):
+    for length, group in groupby(sorted(indices, key=lengths.__getitem__), key=lengths.__getitem__):
         same = list(group)
-        for start in range(0, len(same), size):
-            yield same[start : start + size]
+        step = size if most_tokens is None else max(1, min(size, most_tokens // max(1, length)))
+        for start in range(0, len(same), step):
+            yield same[start : start + step]
 
 
 def _full_batches(indices: Sequence[int], lengths: Sequence[int], size: int, rng: Random) -> list[list[int]]:

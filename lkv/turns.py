@@ -19,7 +19,8 @@ from tqdm import tqdm
 from lkv.bench import mtbench
 from lkv.cache import Row, full_layers, kept_bytes
 from lkv.chat import chat_ids
-from lkv.engine import Prefilled, check_budgets, compact, decode_all, extend, observe, prefill
+from lkv.decode import decode_all
+from lkv.engine import Prefilled, check_budgets, compact, extend, observe, prefill
 from lkv.errors import UserError
 from lkv.evaluate import ROWS_AT_ONCE
 from lkv.interface import Method
@@ -27,11 +28,10 @@ from lkv.journal import Journal
 from lkv.models import Loaded
 from lkv.records import fingerprint, write_jsonl
 from lkv.registry import FULL
-from lkv.select import select
+from lkv.select import Kept, select
 
 Cell: TypeAlias = tuple[str, int]  # method, budget
 Question: TypeAlias = Mapping[str, Any]
-Kept: TypeAlias = "list[Tensor] | None"
 
 
 class Asked(NamedTuple):
@@ -147,7 +147,7 @@ def _run(
     def decoded(rows: Sequence[Row]) -> list[list[int]]:
         return decode_all(model, rows, max_new_tokens, loaded.stop, ROWS_AT_ONCE[model.device.type])
 
-    once: list[tuple[Method, int, Kept]] = []
+    once: list[tuple[Method, int, Kept | None]] = []
     for method, budgets in asked:
         for budget, importance in zip(budgets, observe(prefilled, method, budgets), strict=True):
             once.append((method, budget, select(importance, method.recipe, budget, prefilled.kv_heads)))
@@ -182,7 +182,7 @@ def _after(answer: list[int], ids: Asked, device: torch.device) -> Tensor:
     return torch.tensor([answer + ids.second], device=device)
 
 
-def _sizes(turns: Sequence[tuple[Prefilled, Kept]]) -> dict[str, list[float]]:
+def _sizes(turns: Sequence[tuple[Prefilled, Kept | None]]) -> dict[str, list[float]]:
     """One value a turn: tokens read so far, entries kept a KV head (mean over layers), bytes of the cache."""
     kept = [
         [k.shape[-1] for k in kept] if kept else [read.stored(i) for i in full_layers(read.cache)]

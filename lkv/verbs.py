@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import random
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -124,6 +125,7 @@ def train(args: Arguments) -> None:
     from lkv.data.frozen import sidecar
     from lkv.data.shards import Stored
     from lkv.device import describe
+    from lkv.parallel import group
     from lkv.provenance import commit, package_versions
     from lkv.records import read_json, require
     from lkv.train import Schedule, train
@@ -148,9 +150,11 @@ def train(args: Arguments) -> None:
         "packages": package_versions(),
     }
     keep = int(args.keep_gib * 2**30)
-    adapter = train(
-        loaded, prompts, schedule, args.arm, args.out, args.csv, provenance, keep, version=VERSIONS["train"]
-    )
+    given = (loaded, prompts, schedule, args.arm, args.out, args.csv, provenance, keep)
+    with group(loaded.model.device) as together:
+        adapter = train(*given, version=VERSIONS["train"], group=together)
+    if not together.first:
+        return
     card = adapter.card
     log.info("held-out KL %s -> %s in %s", card["held_out_kl_before"], card["held_out_kl_after"], args.out)
 
@@ -229,13 +233,70 @@ def latency(args: Arguments) -> None:
     from lkv.latency import filler, latency
     from lkv.records import LATENCY_COLUMNS, write_csv
 
-    loaded = _load(args)
-    prompts = {length: filler(loaded.tokenizer, length) for length in args.lengths}
+    if bool(args.model) == bool(args.shape):
+        raise UserError("give either --model (real weights) or --shape (a model's YAML: random weights)")
+    if args.shape:
+        loaded, methods = _of_shape(args)
+        vocabulary = loaded.model.config.vocab_size
+        draw = random.Random(0)
+        prompts = {length: draw.choices(range(vocabulary), k=length) for length in args.lengths}
+    else:
+        loaded = _load(args)
+        methods = _methods(args, loaded)
+        prompts = {length: filler(loaded.tokenizer, length) for length in args.lengths}
     rows = latency(
-        loaded, prompts, _methods(args, loaded), args.budgets, args.repeats, args.warmups, args.study
+        loaded,
+        prompts,
+        methods,
+        args.budgets,
+        args.repeats,
+        args.warmups,
+        args.study,
+        "random" if args.shape else "real",
+        args.ways,
     )
     write_csv(args.out, rows, LATENCY_COLUMNS)
     log.info("%d rows in %s", len(rows), args.out)
+
+
+def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
+    """A model of random weights, and the methods with a draft model and an adapter of the same kind."""
+    from lkv import device
+    from lkv.lookahead import LookaheadKV
+    from lkv.models import of_shape
+    from lkv.registry import get
+
+    place = device.pick(args.device)
+    loaded = of_shape(read_spec(args.shape), place, args.dtype)
+    print(f"{loaded.name}, random weights, on {place}, {loaded.dtype}, attention {loaded.backend}")
+    draft: Loaded | Literal["self"] | None = SELF if args.draft == SELF else None
+    if "speckv" in args.methods and args.draft not in (None, SELF):
+        draft = of_shape(read_spec(Path(args.draft)), place, args.dtype)
+    adapter = LookaheadKV.create(loaded.model).requires_grad_(False).to(loaded.model.dtype)
+    return loaded, [
+        None if name == FULL else get(name, adapter, None, draft, loaded.tokenizer) for name in args.methods
+    ]
+
+
+def throughput(args: Arguments) -> None:
+    """how many cells a second are evaluated, beside kvpress"""
+    from lkv.data.frozen import load
+    from lkv.evaluate import RECORD
+    from lkv.records import require
+    from lkv.throughput import ratio, throughput
+
+    loaded = _load(args)
+    tasks = [
+        [require(record, RECORD, path, "lkv data") for record in load(path)][: args.samples]
+        for path in args.data
+    ]
+    methods = [method for method in _methods(args, loaded) if method is not None]
+    rows = throughput(loaded, tasks, methods, args.budgets, args.out)
+    for row in rows:
+        speed = f"{row['seconds']:.1f} s, {row['cells_per_s']:.1f} a second"
+        print(f"run {row['run']}: {row['cells']} cells in {speed}")
+    if args.against:
+        print(ratio(rows, args.against))
 
 
 def summarise(args: Arguments) -> None:

@@ -12,7 +12,8 @@ import torch
 from baselines import laq, snapkv, streamingllm
 from lkv import registry
 from lkv.attention import SDPA
-from lkv.engine import decode, evict, observe, prefill
+from lkv.decode import decode
+from lkv.engine import evict, observe, prefill
 from lkv.errors import UserError
 from lkv.interface import PromptRows, Recipe
 from lkv.select import select

@@ -26,11 +26,12 @@ import pytest
 import torch
 import yaml
 
-from lkv import engine
+from lkv import decode as decoding
 from lkv import verbs as stages
 from lkv.cli import main, parser
 from lkv.data.frozen import freeze, sidecar
-from lkv.engine import compact, decode_all, prefill
+from lkv.decode import decode_all
+from lkv.engine import compact, prefill
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, load, obtain
 from lkv.records import read_jsonl
@@ -201,8 +202,8 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 def test_the_verbs_are_the_stages() -> None:
     assert set(verbs()) == {
         "model", "data train", "data ruler", "data longbench", "data longproc", "train", "evaluate",
-        "mtbench", "judge", "score", "plan", "latency", "summarise", "gather", "provenance", "table",
-        "plot", "generate",
+        "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "gather", "provenance",
+        "table", "plot", "generate",
     }  # fmt: skip
 
 
@@ -714,7 +715,7 @@ def test_a_gpu_that_cannot_hold_the_rows_gets_fewer_at_once(
     rows = seven_rows(loaded)
     truth = decode_all(loaded.model, rows, 5, loaded.stop, 7)
     calls = []
-    plain = engine.decode
+    plain = decoding.decode
 
     def small(model: Any, rows: Any, *rest: Any, **options: Any) -> Any:
         calls.append(len(rows))
@@ -722,7 +723,7 @@ def test_a_gpu_that_cannot_hold_the_rows_gets_fewer_at_once(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(model, rows, *rest, **options)
 
-    monkeypatch.setattr(engine, "decode", small)
+    monkeypatch.setattr(decoding, "decode", small)
     assert decode_all(loaded.model, rows, 5, loaded.stop, at_once) == truth
     assert calls == tried
 
@@ -731,18 +732,18 @@ def test_a_gpu_that_cannot_hold_a_single_row_is_a_clear_stop(
     world: World, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    plain = engine.decode
+    plain = decoding.decode
 
     def full(model: Any, rows: Any, *rest: Any, **options: Any) -> Any:
-        if len(rows) == 1 and rows[0].keys[0].shape[1] > 64:  # the full cache's own answer comes first
+        if rows[0].width > 64:  # the full cache's own answers come first
             return plain(model, rows, *rest, **options)
         calls.append(len(rows))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(engine, "decode", full)
+    monkeypatch.setattr(decoding, "decode", full)
     line = refused(*evaluate(world, tmp_path, methods=["random", "snapkv"]))
     assert "CUDA ran out of memory while decoding a single row; use a GPU with more memory, " in line
-    assert calls == [4, 2, 1]
+    assert calls == [8, 4, 2, 1]
 
 
 def seven_rows(loaded: Loaded) -> list[Any]:

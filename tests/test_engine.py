@@ -16,7 +16,20 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from lkv import registry
 from lkv.attention import SDPA, observable
 from lkv.cache import full_layers, prompt_cache
-from lkv.engine import answer_tail, compact, decode, decode_all, evict, extend, look, observe, prefill
+from lkv.decode import decode, decode_all
+from lkv.engine import (
+    answer_tail,
+    compact,
+    evict,
+    evicted,
+    extend,
+    look,
+    observe,
+    prefill,
+    prefill_layerwise,
+    prefill_many,
+    prefill_scored,
+)
 from lkv.errors import UserError
 from lkv.generate import evicting, generate
 from lkv.interface import PromptRows, Recipe
@@ -175,7 +188,7 @@ def test_hooks_and_attention_are_gone_after_an_error():
     model = observed("llama")
     model.set_attn_implementation("eager")
     adapter = LookaheadKV.create(model, tokens=8)
-    with pytest.raises(RuntimeError, match="boom"), adapter.evicting(model, 40), adapter.active(model):
+    with pytest.raises(RuntimeError, match="boom"), adapter.evicting(model, 40), adapter.hooked(model):
         raise RuntimeError("boom")
     assert model.config._attn_implementation == "eager"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -277,7 +290,7 @@ def test_a_question_read_after_the_eviction_sees_only_what_was_kept(model, promp
         tokens = decode(model, compact(asked, None), NEW).tokens[0]
     sequence = torch.cat([prompt, question, torch.tensor([tokens])], 1)
     truth = masked_full_cache(model, sequence, prompt.shape[1], kept)[:, prompt.shape[1] + 8 : -1]
-    assert asked.first == [int(truth[0, 0].argmax())]
+    assert asked.first.tolist() == [int(truth[0, 0].argmax())]
     assert (torch.cat(seen, 1) - truth[:, 1:]).abs().max() <= 2e-5
     assert all(torch.equal(a, b.keys) for a, b in zip(before, prefilled.cache.layers, strict=True))
 
@@ -329,8 +342,50 @@ def test_the_oracle_of_a_question_blind_run_is_the_answer_that_follows_the_quest
 
 
 def test_a_banned_token_cannot_come_first(model, prompt):
-    first = prefill(model, prompt)[0].first[0]
+    first = int(prefill(model, prompt)[0].first[0])
     banned, _ = prefill(model, prompt, banned=frozenset({first}))
     logits = model(prompt).logits[0, -1]
     logits[first] = -torch.inf
-    assert banned.first == [int(logits.argmax())]
+    assert banned.first.tolist() == [int(logits.argmax())]
+
+
+def test_prompts_of_unequal_length_in_one_prefill_are_as_each_alone(model):
+    draw = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(0, 256, (n,), generator=draw).tolist() for n in (150, 97, 120)]
+    rows = [PromptRows(8), PromptRows(32, over="max"), PromptRows(None)]
+    together = prefill_many(model, prompts, rows, seeds=[4, 5, 6], answer_tokens=7)
+    for prompt, seed, mine in zip(prompts, (4, 5, 6), together, strict=True):
+        alone, _ = prefill(model, torch.tensor([prompt]), rows, answer_tokens=7)
+        assert mine.ids.tolist() == [prompt] and (mine.seed, mine.answer_tokens) == (seed, 7)
+        assert torch.equal(mine.first, alone.first)
+        for layer, theirs in zip(mine.cache.layers, alone.cache.layers, strict=True):
+            torch.testing.assert_close(layer.keys, theirs.keys, rtol=0, atol=2e-5)
+            torch.testing.assert_close(layer.values, theirs.values, rtol=0, atol=2e-5)
+        for row in rows:
+            for seen, theirs in zip(mine.seen[row], alone.seen[row], strict=True):
+                torch.testing.assert_close(seen, theirs, rtol=1e-4, atol=1e-6)
+        method = registry.get("snapkv")
+        mine.seen[PromptRows(32)] = alone.seen[PromptRows(32)] = mine.seen[rows[0]]
+        [[ours]], [[theirs]] = evict(mine, method, [40]), evict(alone, method, [40])
+        assert decode(model, [ours], NEW).tokens == decode(model, [theirs], NEW).tokens
+
+
+@pytest.mark.parametrize("name", ["snapkv", "pyramidkv", "h2o", "lookaheadkv", "laq", "random"])
+def test_layer_by_layer_and_scored_prefills_keep_what_evict_keeps(model, prompt, name):
+    method = next(m for m in every_method(model) if m.name == name)
+    prefilled, _ = prefill(model, prompt, method.rows)
+    [[truth]] = evict(prefilled, method, [40])
+    scored = prefill_scored(model, prompt, method)
+    [whole] = evicted(*scored, method, 40)
+    after, [layered] = prefill_layerwise(model, prompt, method, 40)
+    for row in (whole, layered):
+        assert row.token == truth.token and row.position == truth.position
+        for mine, theirs in zip((*row.keys, *row.values), (*truth.keys, *truth.values), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
+    if name != "laq" and name != "random":  # these look at the whole cache
+        stored = [layer.keys.shape[2] for layer in after.cache.layers]
+        assert stored == [keys.shape[1] for keys in truth.keys], "the cache itself was not evicted"
+    [short] = evicted(*scored, method, 1000)
+    assert short.width == prompt.shape[1]
+    _, [short] = prefill_layerwise(model, prompt, method, 1000)
+    assert short.width == prompt.shape[1]

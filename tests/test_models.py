@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM,
 from lkv import models as module
 from lkv.attention import SDPA
 from lkv.chat import chat_ids
-from lkv.engine import answer_tail, decode, evict, look, prefill
+from lkv.decode import decode
+from lkv.engine import answer_tail, evict, look, prefill
 from lkv.errors import UserError
 from lkv.lookahead import describe
 from lkv.models import CARD, Loaded, choose_dtype, load, obtain, read_card, stop_ids

@@ -87,16 +87,16 @@ def test_importance_does_not_depend_on_how_rows_are_chunked(monkeypatch, over):
     g = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(2, 6, 33, 8, generator=g), torch.randn(2, 3, 50, 8, generator=g)
     valid = torch.rand(2, 33, generator=g) < 0.8
-    whole = maths.importance(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
+    whole = maths.reference(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
     monkeypatch.setattr(maths, "CHUNK_BYTES", 4 * 2 * 6 * 50 * 5)
-    pieces = maths.importance(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
+    pieces = maths.reference(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
     torch.testing.assert_close(whole, pieces, rtol=1e-6, atol=1e-7)
 
 
 def test_recorded_observers_see_every_key_and_rows_of_the_sequence_only_earlier_ones():
     queries, keys = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 6, 4)
-    blind = maths.importance(queries, keys, 1.0, 6, first=None)
-    causal = maths.importance(queries, keys, 1.0, 6, first=4)
+    blind = maths.reference(queries, keys, 1.0, 6, first=None)
+    causal = maths.reference(queries, keys, 1.0, 6, first=4)
     torch.testing.assert_close(blind, torch.full((1, 1, 6), 1 / 6))
     fifth = (1 / 5 + 1 / 6) / 2
     torch.testing.assert_close(causal[0, 0], torch.tensor([fifth] * 5 + [1 / 12]))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -143,3 +148,45 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert rates[1] == rates[2] == pytest.approx(5e-3)
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert rates[-1] < 5e-4
+
+
+SHARED = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_train as t
+from conftest import observed
+from lkv.parallel import group
+loaded = t.Loaded(observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
+out = Path(sys.argv[2])
+with group(torch.device("cpu")) as together:
+    t.train(loaded, t.answered(loaded, 24), t.SCHEDULE, "main", out, out / "t.csv", {}, group=together)
+"""
+
+
+def test_two_processes_train_the_adapter_of_one(loaded, prompts, tmp_path):
+    train(loaded, prompts, SCHEDULE, "main", tmp_path / "one", tmp_path / "one/t.csv", {})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = Path(__file__).parent
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env["PYTHONPATH"] = str(here.parent)
+    command = [sys.executable, "-c", SHARED, str(here), str(tmp_path / "two")]
+    both = [
+        subprocess.Popen(command, env=env | {"RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    one, two = (LookaheadKV.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(two.tokens, one.tokens, rtol=0, atol=1e-3)
+    for path, place in one._places.items():  # files hold them in another order
+        for mine, theirs in ((two.lora_a, one.lora_a), (two.lora_b, one.lora_b)):
+            torch.testing.assert_close(mine[two._places[path]], theirs[place], rtol=0, atol=1e-3)
+    tables = [pd.read_csv(tmp_path / name / "t.csv") for name in ("one", "two")]
+    assert tables[0].kl.tolist() == pytest.approx(tables[1].kl.tolist(), rel=1e-3)
+    assert tables[0].samples.tolist() == tables[1].samples.tolist()

@@ -1,0 +1,272 @@
+"""Greedy decoding of many rows as one batch, each from its own kept entries and position.
+
+Rows = samples × methods × budgets; shapes are fixed and rows fill slots of their own, so that on CUDA a step
+is captured once a shape and replayed. Storage is shared by all shapes of a model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lkv.attention import Pass, require_observable
+from lkv.cache import Layers, Row, RowsCache, prompt_cache, tensor_bytes, windows
+from lkv.errors import UserError
+from lkv.forward import states
+
+log = logging.getLogger("lkv")
+
+Clock: TypeAlias = Callable[[str], AbstractContextManager[None]]
+LOOK_EVERY = 8  # steps on CUDA between two looks at whether rows are done: a look waits for the device
+
+
+def no_clock(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass
+class Decoded:
+    """Greedy tokens of each row without the stop token; queries [R, H, T, D] a layer where recorded."""
+
+    tokens: list[list[int]]
+    queries: list[Tensor]
+    steps: int
+
+
+class Decoder:
+    """One step of `rows` rows over storage of `width` entries, captured on CUDA."""
+
+    def __init__(self, model: PreTrainedModel, cache: RowsCache, record: bool) -> None:
+        self.model, self.cache, self.record = model, cache, record
+        rows, device = cache.slots.shape[1], model.device
+        self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.queries: Tensor | None = None  # [L, R, H, 1, D] of the latest step
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            self._capture()
+
+    def load(self, rows: Sequence[Row]) -> None:
+        self.cache.load(rows)
+        self.token[: len(rows), 0] = torch.stack([row.token for row in rows])
+        positions = torch.tensor([row.position for row in rows])
+        self.position[: len(rows), 0] = positions.to(self.position.device, non_blocking=True)
+
+    def step(self) -> None:
+        """Feeds `token`; the next one stands in its place."""
+        if self.graph is None:
+            self._step()
+        else:
+            self.graph.replay()
+
+    def _step(self) -> None:
+        seen: list[Tensor] = []
+
+        def remember(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
+            seen.append(query)
+
+        hidden = self.model.get_input_embeddings()(self.token)
+        carried = Pass(observe=remember if self.record else None, rows=self.cache)
+        last = states(self.model, hidden, self.position, self.cache, carried)
+        self.token.copy_(self.model.get_output_embeddings()(last).argmax(-1))
+        self.position += 1
+        self.cache.slots += 1
+        if self.record:
+            self.queries = torch.stack(seen)
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles kernels and warms libraries up, which a capture does not allow
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self.graph = graph
+
+
+@dataclass(eq=False)
+class _Storage:
+    """Room for the keys and values of a model's rows, in any shape: flat, [L, n] where layers are alike."""
+
+    keys: Layers
+    values: Layers
+
+    @classmethod
+    def of(cls, like: Row, rows: int, width: int) -> _Storage:
+        first, sizes = like.keys[0], _sizes(like, rows, width)
+        if len(set(sizes)) == 1:
+            shape = len(sizes), sizes[0]
+            return cls(first.new_zeros(shape), first.new_zeros(shape))
+        return cls([first.new_zeros(n) for n in sizes], [first.new_zeros(n) for n in sizes])
+
+    def holds(self, like: Row, rows: int, width: int) -> bool:
+        sizes = _sizes(like, rows, width)
+        return all(flat.numel() >= n for flat, n in zip(self.keys, sizes, strict=True))
+
+    def cache(self, model: PreTrainedModel, like: Row, rows: int, width: int) -> RowsCache:
+        sizes = _sizes(like, rows, width)
+        shapes = [(rows, k.shape[0], width, k.shape[2]) for k in like.keys]
+
+        def shaped(flats: Layers) -> Layers:
+            if isinstance(flats, Tensor):
+                return flats[:, : sizes[0]].view(len(sizes), *shapes[0])
+            return [flat[:n].view(shape) for flat, n, shape in zip(flats, sizes, shapes, strict=True)]
+
+        return RowsCache(shaped(self.keys), shaped(self.values), windows(prompt_cache(model.config)))
+
+
+def _sizes(like: Row, rows: int, width: int) -> list[int]:
+    return [rows * k.shape[0] * width * k.shape[2] for k in like.keys]
+
+
+class _Pool:
+    """A model's captured decoders by shape, all on one storage that grows when a shape asks for more."""
+
+    def __init__(self) -> None:
+        self.storage: _Storage | None = None
+        self.decoders: dict[tuple[int, int, bool], Decoder] = {}
+
+    def decoder(self, model: PreTrainedModel, like: Row, rows: int, width: int, record: bool) -> Decoder:
+        found = self.decoders.get((rows, width, record))
+        if found is None:
+            if self.storage is None or not self.storage.holds(like, rows, width):
+                self.decoders.clear()
+                self.storage = None  # given back before more is asked for
+                self.storage = _Storage.of(like, rows, width)
+            found = Decoder(model, self.storage.cache(model, like, rows, width), record)
+            self.decoders[rows, width, record] = found
+        return found
+
+
+_pools: WeakKeyDictionary[PreTrainedModel, _Pool] = WeakKeyDictionary()
+
+
+def held_bytes(model: PreTrainedModel) -> int:
+    """Size of the storage that a model's captured steps work on."""
+    pool = _pools.get(model)
+    if pool is None or pool.storage is None:
+        return 0
+    return tensor_bytes((*pool.storage.keys, *pool.storage.values))
+
+
+def forget(model: PreTrainedModel) -> None:
+    """Gives a model's captured steps and their storage back."""
+    if _pools.pop(model, None) is not None:
+        torch.cuda.empty_cache()
+
+
+def _decoder(model: PreTrainedModel, rows: Sequence[Row], new: int, record: bool) -> Decoder:
+    like, count, width = rows[0], len(rows), max(row.width for row in rows) + new
+    if model.device.type != "cuda":
+        cache = _Storage.of(like, count, width).cache(model, like, count, width)
+        return Decoder(model, cache, record)
+    pool = _pools.setdefault(model, _Pool())
+    return pool.decoder(model, like, rounded_up(count), -(-width // 64) * 64, record)
+
+
+def rounded_up(rows: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, …: few shapes to capture, at most a third of a batch idle."""
+    step = 1 << max(0, (rows - 1).bit_length() - 2)
+    return -(-rows // step) * step
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    new_tokens: int,
+    stop: frozenset[int] = frozenset(),
+    record: bool = False,
+    clock: Clock = no_clock,
+) -> Decoded:
+    """Greedy decoding of all rows as one batch. Once half of them are done, the others go on without them.
+
+    `record` also feeds each row's last token, so that every draft token leaves a query.
+    """
+    require_observable(model)
+    fed = new_tokens if record else new_tokens - 1
+    decoder = _decoder(model, rows, max(fed, 1), record)
+    decoder.load(rows)
+    stops = torch.tensor(sorted(stop), dtype=torch.long, device=model.device)
+    look_every = LOOK_EVERY if model.device.type == "cuda" else 1
+    drawn, queries = [decoder.token.clone()], list[Tensor]()
+    done = torch.isin(drawn[0][: len(rows), 0], stops)
+    while len(drawn) <= fed:
+        if stop and (len(drawn) - 1) % look_every == 0:
+            going = [] if bool(done.all()) else [r for r, ended in enumerate(done.tolist()) if not ended]
+            if not going and not (record and len(drawn) == 1):
+                break
+            if not record and len(going) <= len(rows) // 2 and len(drawn) > 1:
+                return _without_the_done(model, rows, decoder, drawn, going, new_tokens, stop, clock)
+        with clock("decode_token"):
+            decoder.step()
+        drawn.append(decoder.token.clone())
+        if stop:
+            done |= torch.isin(decoder.token[: len(rows), 0], stops)
+        if decoder.queries is not None:
+            queries.append(decoder.queries.clone())
+    table = torch.cat(drawn, 1)[: len(rows), :new_tokens].tolist()
+    seen = list(torch.cat(queries, 3)[:, : len(rows)]) if queries else []
+    return Decoded([_until(row, stop) for row in table], seen, len(drawn) - 1)
+
+
+def _without_the_done(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    decoder: Decoder,
+    drawn: Sequence[Tensor],
+    going: Sequence[int],
+    new_tokens: int,
+    stop: frozenset[int],
+    clock: Clock,
+) -> Decoded:
+    """The rows `going` decoded to the end in a smaller batch; the others have their answers in `drawn`."""
+    fed = len(drawn) - 1
+    left = [decoder.cache.row(r, rows[r], fed, decoder.token[r, 0].clone()) for r in going]
+    table = torch.cat(list(drawn), 1)[: len(rows)].tolist()
+    rest = decode(model, left, new_tokens - fed, stop, clock=clock)
+    for r, tokens in zip(going, rest.tokens, strict=True):
+        table[r] = table[r][:-1] + tokens
+    return Decoded([_until(row, stop) for row in table], [], fed + rest.steps)
+
+
+def decode_all(
+    model: PreTrainedModel, rows: Sequence[Row], new_tokens: int, stop: frozenset[int], at_once: int
+) -> list[list[int]]:
+    """Decodes rows in batches of at most `at_once`, like widths together; halves the batch when CUDA runs out
+    of memory."""
+    order = sorted(range(len(rows)), key=lambda r: rows[r].width)
+    tokens: list[list[int]] = []
+    while len(tokens) < len(rows):
+        try:
+            batch = [rows[r] for r in order[len(tokens) : len(tokens) + at_once]]
+            tokens += decode(model, batch, new_tokens, stop).tokens
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise UserError(
+                    "CUDA ran out of memory while decoding a single row; use a GPU with more memory, "
+                    "a smaller model or a shorter length"
+                ) from None
+            at_once = max(1, min(at_once, len(rows)) // 2)
+            log.warning("out of memory: decoding %d rows at once from here on", at_once)
+            forget(model)
+            torch.cuda.empty_cache()
+    return [found for _, found in sorted(zip(order, tokens, strict=True))]
+
+
+def _until(tokens: list[int], stop: frozenset[int]) -> list[int]:
+    for i, token in enumerate(tokens):
+        if token in stop:
+            return tokens[:i]
+    return tokens

@@ -1,0 +1,138 @@
+"""A model's forward pass: our own block loop for Llama- and Qwen3-like models, transformers' for others.
+
+The loop is that of transformers' LlamaModel and Qwen3Model, on their modules' weights, with three things
+they have no place for: a look at what attends (`Pass`), LoRA on the last rows alone, one token a row into
+caches of unequal length. Tests hold both ways equal. On CUDA its steps are fused kernels.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from lkv import blocks, kernels
+from lkv.attention import Pass, attend
+
+if TYPE_CHECKING:
+    from lkv.interface import Adapter
+
+FAMILIES = ("llama", "qwen3")
+LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+
+def ours(model: PreTrainedModel) -> bool:
+    """Whether the block loop here is this model's: its family, its activation, no layer with a window, and
+    plain linears (PEFT and quantisation put others in their place)."""
+    config = model.config
+    if config.model_type not in FAMILIES or config.hidden_act != "silu":
+        return False
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return False
+    layers = model.base_model.layers
+    assert isinstance(layers, nn.ModuleList)
+    return all(type(layers[0].get_submodule(name)) is nn.Linear for name in LINEARS)
+
+
+def implementation(model: PreTrainedModel) -> str:
+    """What runs, for the column of the same name: fused kernels, our loop in plain torch, transformers'."""
+    if not ours(model):
+        return "transformers"
+    return "fused" if kernels.usable(next(model.parameters())) else "torch"
+
+
+def states(
+    model: PreTrainedModel,
+    hidden: Tensor,
+    positions: Tensor,
+    cache: Cache,
+    carried: Pass,
+    adapter: Adapter | None = None,
+) -> Tensor:
+    """Final hidden states [B, Q, hidden] of the tokens embedded in `hidden`, which may be overwritten.
+
+    positions int64 [1 or B, Q]. The cache takes their keys and values. `adapter` works on their last rows.
+    """
+    if ours(model):
+        return _loop(model, hidden, positions, cache, carried, adapter)
+    with adapter.hooked(model) if adapter is not None else nullcontext():
+        out: Tensor = model.base_model(
+            inputs_embeds=hidden,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            lkv_pass=carried,
+        ).last_hidden_state
+    return out
+
+
+def _loop(
+    model: PreTrainedModel,
+    hidden: Tensor,
+    positions: Tensor,
+    cache: Cache,
+    carried: Pass,
+    adapter: Adapter | None,
+) -> Tensor:
+    base = model.base_model
+    layers = list(base.layers)  # type: ignore[arg-type]
+    cos, sin = base.rotary_emb(hidden, positions)  # type: ignore[operator]
+    ops: Any = blocks
+    few = False
+    if kernels.usable(hidden) and not hidden.requires_grad:
+        from lkv.kernels import blocks as ops
+        from lkv.kernels import linear as fused
+
+        few = adapter is None and hidden.shape[0] * hidden.shape[1] <= fused.ROWS
+
+    def linear(layer: int, inputs: Tensor, *names: str) -> list[Tensor]:
+        """Linears that share their inputs, with the adapter's part on the last rows."""
+        modules = [layers[layer].get_submodule(name) for name in names]
+        if few and all(module.bias is None for module in modules):
+            return fused.linears(inputs, [module.weight for module in modules])
+        outs = [F.linear(inputs, module.weight, module.bias) for module in modules]
+        return outs if adapter is None else adapter.add(model, layer, names, inputs, outs)
+
+    def gated(layer: int, inputs: Tensor) -> Tensor:
+        """silu(gate) · up."""
+        mlp = layers[layer].mlp
+        if few and mlp.gate_proj.bias is None:
+            return fused.gated(inputs, mlp.gate_proj.weight, mlp.up_proj.weight)
+        return ops.swiglu(*linear(layer, inputs, *LINEARS[4:6]))
+
+    norms = [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    norms.append(base.norm)
+    x, residual = ops.add_norm(hidden, None, norms[0].weight, norms[0].variance_epsilon)
+    for i, layer in enumerate(layers):
+        attn = layer.self_attn
+        q, k, v = (
+            out.unflatten(-1, (-1, attn.head_dim)) for out in linear(i, x, *LINEARS[:3])
+        )  # [B, Q, heads, D]
+        of_heads = None
+        if hasattr(attn, "q_norm"):
+            of_heads = attn.q_norm.weight, attn.k_norm.weight, attn.q_norm.variance_epsilon
+        lse = None
+        if carried.rows is not None:
+            stored = carried.rows.keys[i], carried.rows.values[i]
+            q = ops.rope_into(q, k, v, cos, sin, of_heads, *stored, carried.rows.slots[i])
+            out, keys = ops.attend_rows(q, *stored, carried.rows.slots[i], attn.scaling), stored[0]
+        else:
+            q, k = ops.rope(q, k, cos, sin, of_heads)
+            keys, values = cache.update(k, v.transpose(1, 2), i)
+            out, lse = attend(q, keys, values, attn.scaling)
+        if carried.observe is not None:
+            carried.observe(i, q, keys, attn.scaling, lse)
+        if carried.finished is not None:
+            carried.finished(i)
+        [x] = linear(i, out.flatten(2), LINEARS[3])
+        x, residual = ops.add_norm(x, residual, norms[2 * i + 1].weight, norms[2 * i + 1].variance_epsilon)
+        [x] = linear(i, gated(i, x), LINEARS[6])
+        x, residual = ops.add_norm(x, residual, norms[2 * i + 2].weight, norms[2 * i + 2].variance_epsilon)
+    return x

@@ -1,0 +1,42 @@
+"""Triton kernels for CUDA, each with a reference in plain torch; `usable` says where they run.
+
+scores   importance of prompt keys          lkv.observe.importance, lkv.select.candidate_scores
+topk     the C best entries of each row     lkv.select.keep
+gather   kept entries of all layers         lkv.cache.gather
+blocks   norms, rotary positions, SwiGLU    lkv.blocks
+decode   one token a row, unequal lengths   lkv.blocks.attend_rows
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("lkv")
+CAPABILITY = (8, 0)  # bfloat16 matrix products
+MAX_HEAD_DIM = 256
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether the kernels take this tensor; where they don't on a GPU, one notice says why."""
+    return tensor.is_cuda and _usable(tensor.device, tensor.dtype)
+
+
+@cache
+def _usable(device: torch.device, dtype: torch.dtype) -> bool:
+    reason = None
+    if torch.cuda.get_device_capability(device) < CAPABILITY:
+        reason = f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    elif dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        reason = f"they do not take {dtype}"
+    else:
+        try:
+            import triton  # noqa: F401
+        except ImportError:
+            reason = "triton is not installed"
+    if reason is not None:
+        log.warning("fused kernels are off, plain torch runs instead: %s", reason)
+    return reason is None

@@ -1,0 +1,110 @@
+"""Attention of one token a row over caches of unequal length, split over the keys where rows are few.
+
+Each row reads its own entries and no padding; the query heads of a KV head share one reading of its keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lkv.kernels.scores import LOG2E, dot_type
+
+PROGRAMS = 264  # two a multiprocessor of an H100: fewer leave memory bandwidth unused
+
+
+@triton.jit
+def _partial(
+    q_ptr, k_ptr, v_ptr, slot_ptr, out_ptr, top_ptr, sum_ptr, scale, G, D, K,
+    stride_qb, stride_qh, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_ob, stride_oh,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
+    DOT: tl.constexpr,
+):  # fmt: skip
+    """One split of a row's keys: output so far [.., G, D], its maximum and sum of exponentials."""
+    row, kv, split = (tl.program_id(0) // K).to(tl.int64), tl.program_id(0) % K, tl.program_id(1)
+    length = (tl.load(slot_ptr + row) + 1).to(tl.int32)
+    span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
+    begin, end = split * span, tl.minimum(split * span + span, length)
+    g, dims, n = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    heads = kv * G + g
+    wide = (g[:, None] < G) & (dims[None, :] < D)
+    q = tl.load(q_ptr + row * stride_qb + heads[:, None] * stride_qh + dims[None, :], mask=wide, other=0.0)
+    q = q.to(DOT)
+    k_ptr += row * stride_kb + kv.to(tl.int64) * stride_kh
+    v_ptr += row * stride_vb + kv.to(tl.int64) * stride_vh
+    top = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    out = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        at = (start + n).to(tl.int64)
+        inside = (at < end)[:, None] & (dims[None, :] < D)
+        k = tl.load(k_ptr + at[:, None] * stride_kn + dims[None, :], mask=inside, other=0.0).to(DOT)
+        v = tl.load(v_ptr + at[:, None] * stride_vn + dims[None, :], mask=inside, other=0.0).to(DOT)
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        logits = tl.where((at < end)[None, :], logits, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        weights = tl.exp2(logits - higher[:, None])
+        fade = tl.exp2(top - higher)
+        total = total * fade + tl.sum(weights, 1)
+        out = out * fade[:, None] + tl.dot(weights.to(DOT), v, input_precision="ieee")
+        top = higher
+    if SPLITS == 1:
+        place = row * stride_ob + heads[:, None] * stride_oh + dims[None, :]
+        tl.store(out_ptr + place, out / total[:, None], mask=wide)
+    else:
+        part = ((row * K + kv) * SPLITS + split) * G + g
+        tl.store(out_ptr + part[:, None] * D + dims[None, :], out, mask=wide)
+        tl.store(top_ptr + part, top, mask=g < G)
+        tl.store(sum_ptr + part, total, mask=g < G)
+
+
+@triton.jit
+def _combine(
+    part_ptr, top_ptr, sum_ptr, out_ptr, G, D, K, stride_ob, stride_oh,
+    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The splits of one query head put together."""
+    head = tl.program_id(0).to(tl.int64)  # row · H + query head
+    kv, g = head // G, head % G
+    splits, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+    part = (kv * SPLITS + splits) * G + g
+    top = tl.load(top_ptr + part, mask=splits < SPLITS, other=float("-inf"))
+    weight = tl.exp2(top - tl.max(top, 0))
+    total = tl.sum(weight * tl.load(sum_ptr + part, mask=splits < SPLITS, other=0.0), 0)
+    inside = (splits < SPLITS)[:, None] & (dims[None, :] < D)
+    parts = tl.load(part_ptr + part[:, None] * D + dims[None, :], mask=inside, other=0.0)
+    out = tl.sum(parts * weight[:, None], 0) / total
+    row, of_row = head // (K * G), head % (K * G)
+    tl.store(out_ptr + row * stride_ob + of_row * stride_oh + dims, out, mask=dims < D)
+
+
+def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float) -> Tensor:
+    """As lkv.blocks.attend_rows: q [R, H, 1, D], keys and values [R, K, W, D] → [R, 1, H, D]."""
+    rows, heads, _, dim = q.shape
+    kv_heads, room = keys.shape[1], keys.shape[2]
+    groups = heads // kv_heads
+    block_n = 64 if dim <= 128 else 32
+    splits = min(triton.cdiv(PROGRAMS, rows * kv_heads), triton.cdiv(room, 2 * block_n), 64)
+    out = q.new_empty(rows, 1, heads, dim)
+    part, top, total = out, out, out
+    if splits > 1:
+        part = q.new_empty(rows, kv_heads, splits, groups, dim, dtype=torch.float32)
+        top = q.new_empty(rows, kv_heads, splits, groups, dtype=torch.float32)
+        total = torch.empty_like(top)
+    block_d = max(16, triton.next_power_of_2(dim))
+    of_row, of_head = out.stride(0), out.stride(2)
+    _partial[(rows * kv_heads, splits)](
+        q, keys, values, slots, part, top, total, scaling * LOG2E, groups, dim, kv_heads,
+        *q.stride()[:2], *keys.stride()[:3], *values.stride()[:3], of_row, of_head,
+        SPLITS=splits, BLOCK_N=block_n, BLOCK_G=max(16, triton.next_power_of_2(groups)),
+        BLOCK_D=block_d, DOT=dot_type(q.dtype), num_warps=4,
+    )  # fmt: skip
+    if splits > 1:
+        _combine[(rows * heads,)](
+            part, top, total, out, groups, dim, kv_heads, of_row, of_head,
+            SPLITS=splits, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
+    return out
