@@ -100,14 +100,15 @@ def entry_bytes(model: PreTrainedModel) -> int:
     return int(numbers * model.dtype.itemsize)
 
 
-def kept_bytes(cache: Cache, kept: Sequence[Tensor] | None) -> int:
-    """Exact size of a cache after `kept`, int64 [B, K, C_l] a full-attention layer, is all that they hold."""
+def kept_bytes(cache: Cache, counts: Sequence[int] | None) -> int:
+    """Exact size of a cache after its full-attention layers hold `counts` entries (None: all they hold)."""
     total = stored_bytes(cache)
-    if kept is None:
+    if counts is None:
         return total
-    for layer, index in zip(full_layers(cache), kept, strict=True):
+    for layer, count in zip(full_layers(cache), counts, strict=True):
         held = entries(cache, layer)
-        total -= tensor_bytes(held) * (held[0].shape[2] - index.shape[-1]) // held[0].shape[2]
+        stored = held[0].shape[2]
+        total -= tensor_bytes(held) // stored * (stored - count)
     return total
 
 

@@ -313,6 +313,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--ways", nargs="+", choices=WAYS, default=["whole"], help="evict after the pass, or layer by layer"
     )
+    p.add_argument("--batches", action="store_true", help="also time a decode step of all rows that fit")
     p.add_argument("--out", type=Path, required=True)
 
     p = verb(

@@ -350,7 +350,9 @@ def _choose(sample: _Sample, method: Method, budgets: Sequence[int]) -> list[Cho
         stored = [layer.shape[-1] for layer in seen]
         kept = choose(scores, method.recipe, budget, stored)
         raw = choose(plain, PLAIN, budget, stored)
-        context.choices[method.name, budget] = Choice(kept, raw, kept_bytes(view.cache, kept))
+        context.choices[method.name, budget] = Choice(
+            kept, raw, kept_bytes(view.cache, kept.counts if kept else None)
+        )
     return [context.choices[method.name, budget] for budget in budgets]
 
 

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,7 +41,7 @@ from lkv.models import Loaded, shape_of
 from lkv.registry import FULL
 from lkv.theory import Shape, overhead_s, row_share
 
-DECODE_STEPS = 8
+DECODE_STEPS = 6
 NEW_TOKENS = 128  # that a row of the largest batch has room for
 MOST_ROWS = 512  # decoded at once: more rows of a small cache bring little
 ADDED = ("rows", "lora", "observe", "draft", "select", "compact")
@@ -124,11 +124,10 @@ class _Timed:
 
 @dataclass
 class Run:
-    """One run of one cell: seconds by phase, the row that is left, the rows that rode along in the prefill,
+    """One run of one cell: seconds by phase, the cache that is left, the rows that rode along in the prefill,
     CUDA's peaks (nan on the CPU)."""
 
     seconds: Times
-    row: Row | None = field(repr=False)
     cache_bytes: int
     ridden: int
     peak_prefill: float = math.nan
@@ -151,9 +150,10 @@ def timed(method: Method | None, clock: Clock, ridden: list[int]) -> Method | No
 
 @torch.no_grad()
 def measure(
-    loaded: Loaded, ids: Tensor, method: Method | None, budgets: Sequence[int], way: str = "whole"
-) -> dict[int, Run]:
-    """One run of a prompt [1, N] for each budget; they share the prefill, whose phases stand in each.
+    loaded: Loaded, ids: Tensor, methods: Sequence[Method | None], budgets: Sequence[int], way: str = "whole"
+) -> dict[tuple[str, int], Run]:
+    """One run of a prompt [1, N]: by method's name and budget. All share the prefill, whose phases stand in
+    each: `methods` must look alike (`alike`).
 
     No stop tokens: every draft and every decode has its full length. Nothing waits for the device in between.
     """
@@ -162,40 +162,49 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     ridden: list[int] = []
     watch = Stopwatch(model.device)
-    clocks = {budget: Stopwatch(model.device) for budget in budgets}
-    with_clock = timed(method, watch, ridden)
-    rows: dict[int, Row] = {}
+    cells = [(method, budget) for method in methods for budget in budgets]
+    clocks = [Stopwatch(model.device) for _ in cells]
+    first = timed(methods[0], watch, ridden)
+    rows: list[Row] = []
     if way == "layerwise":
-        [budget] = budgets  # layer by layer, each budget has a prefill of its own
-        prefilled, [rows[budget]] = prefill_layerwise(model, ids, with_clock, budget, watch)
+        [(_, budget)] = cells  # layer by layer, each budget has a prefill of its own
+        prefilled, rows = prefill_layerwise(model, ids, first, budget, watch)
     else:
-        prefilled, scores = prefill_scored(model, ids, with_clock, watch)
-        for budget in budgets:
-            [rows[budget]] = evicted(prefilled, scores, method, budget, clocks[budget])
+        prefilled, scores = prefill_scored(model, ids, first, watch)
+        for (method, budget), clock in zip(cells, clocks, strict=True):
+            rows += evicted(prefilled, scores, method, budget, clock)
         del scores
     shared = watch.totals()
     peak = torch.cuda.max_memory_allocated() - held_bytes(model) if cuda else math.nan
     del prefilled
     runs = {}
-    for budget in budgets:
-        seconds = clocks[budget].totals()
+    for (method, budget), clock, row in zip(cells, clocks, rows, strict=True):
+        seconds = clock.totals()
         for phase, value in shared.items():
             seconds[phase] += value
-        row = rows.pop(budget)
-        runs[budget] = Run(seconds, row, row.bytes, sum(ridden), peak)
-        del row
-    for run in runs.values():
-        assert run.row is not None
+        run = Run(seconds, row.bytes, sum(ridden), peak)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         steps = Stopwatch(model.device)
-        decode(model, [run.row], DECODE_STEPS + 1, clock=steps)
-        run.row = None
-        first, *later = steps.laps()["decode_token"]
-        run.seconds |= {"first_token": first, "decode_token": float(np.median(later))}
-        if cuda:
-            run.peak_decode = torch.cuda.max_memory_allocated()
+        decode(model, [row], DECODE_STEPS + 1, clock=steps)
+        start, *later = steps.laps()["decode_token"]
+        run.seconds |= {"first_token": start, "decode_token": float(np.median(later))}
+        if cuda:  # the row is there twice, kept and in the storage that it is decoded from
+            run.peak_decode = torch.cuda.max_memory_allocated() - held_bytes(model)
+        runs[_name(method), budget] = run
     return runs
+
+
+def alike(one: Method | None, other: Method | None) -> bool:
+    """Whether two methods do the same up to the scores, and so can share a prefill."""
+    if one is None or other is None or not isinstance(one.observers, PromptRows):
+        return one is other
+    same = replace(other, name=one.name, recipe=replace(other.recipe, schedule=one.recipe.schedule))
+    return one == same
+
+
+def _name(method: Method | None) -> str:
+    return FULL if method is None else method.name
 
 
 def latency(
@@ -209,12 +218,14 @@ def latency(
     weights: str = "real",
     ways: Sequence[str] = ("whole",),
     draft: Shape | None = None,
+    batches: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of latency.csv. `prompts` maps a length to its token ids; None among methods is the full cache.
 
     Each repeat runs every method once, the plain prefill first, so that a drift of the machine's speed hits
     all alike; differences are taken within a repeat. `ways` (WAYS): evict after the pass, or layer by layer
     (LookaheadKV and methods like it; in rows of their own). `draft` is the shape of SpecKV's draft model.
+    With `batches` a decode step of as many rows as fit is timed too.
     """
     if None not in methods:
         raise UserError("latency needs 'full' among its methods: overheads are measured against it")
@@ -222,50 +233,67 @@ def latency(
         if method is not None:
             check_budgets(method, budgets)
     timing = _Timing(loaded, study, weights, draft)
-    cells: list[tuple[Method | None, str, list[int]]] = [(None, "whole", [0])]
-    for method in methods:
-        if method is not None and "whole" in ways:
-            cells.append((method, "whole", list(budgets)))
-        rides = method is not None and (isinstance(method.observers, PromptRows) or method.ahead is not None)
-        if method is not None and rides and "layerwise" in ways:
-            cells += [(method, "layerwise", [budget]) for budget in budgets]
+    cells = _cells(methods, budgets, ways)
     rows: list[dict[str, Any]] = []
     rounds = len(prompts) * (warmups + repeats)
     with tqdm(total=rounds * len(cells), desc="latency", unit="run") as bar:
         for length, ids in prompts.items():
             prompt = torch.tensor([ids], device=loaded.model.device)
-            runs: dict[tuple[int, int], list[Run]] = defaultdict(list)
+            runs: dict[tuple[int, str, int], list[Run]] = defaultdict(list)
             failed = {
                 i: reason
-                for i, (method, _, _) in enumerate(cells)
-                if (reason := outputs_differ(loaded, prompt, method))
+                for i, (together, _, _) in enumerate(cells)
+                if (reason := outputs_differ(loaded, prompt, together[0]))
             }
             for turn in range(warmups + repeats):
-                for i, (method, way, of_cell) in enumerate(cells):
+                for i, (together, way, of_cell) in enumerate(cells):
                     bar.update()
                     if i in failed:
                         continue
                     try:
-                        found = measure(loaded, prompt, method, of_cell, way)
+                        found = measure(loaded, prompt, together, of_cell, way)
                     except torch.OutOfMemoryError:
                         failed[i] = "out of memory"
                         forget(loaded.model)
                         continue
                     if turn >= warmups:
-                        for budget, run in found.items():
-                            runs[i, budget].append(run)
-            for i, (method, way, of_cell) in enumerate(cells):
-                for budget in of_cell:
-                    facts = timing.facts(method, way, budget, length)
-                    if 0 in failed or i in failed:  # without a plain prefill there is nothing to compare with
-                        why = failed.get(i, "plain prefill: " + failed.get(0, "failed"))
-                        rows.append({**facts, "phase": "total", "status": why})
-                    else:
-                        rows += timing.phases(facts, method, budget, length, runs[i, budget], runs[0, 0])
-                        if (most := rows[-1]["max_batch"]) and way == "whole":
+                        for (name, budget), run in found.items():
+                            runs[i, name, budget].append(run)
+            for i, (together, way, of_cell) in enumerate(cells):
+                for method in together:
+                    for budget in of_cell:
+                        facts = timing.facts(method, way, budget, length)
+                        if 0 in failed or i in failed:  # without a plain prefill nothing can be compared
+                            why = failed.get(i, "plain prefill: " + failed.get(0, "failed"))
+                            rows.append({**facts, "phase": "total", "status": why})
+                            continue
+                        measured = runs[i, _name(method), budget]
+                        rows += timing.phases(facts, method, budget, length, measured, runs[0, FULL, 0])
+                        if batches and (most := rows[-1]["max_batch"]) and way == "whole":
                             rows.append(batch_row(timing, facts, prompt, method, budget, most))
             forget(loaded.model)
     return rows
+
+
+def _cells(
+    methods: Sequence[Method | None], budgets: Sequence[int], ways: Sequence[str]
+) -> list[tuple[list[Method | None], str, list[int]]]:
+    """What is run as one: methods that share a prefill, the way, budgets. The plain prefill comes first."""
+    cells: list[tuple[list[Method | None], str, list[int]]] = [([None], "whole", [0])]
+    evicting = [method for method in methods if method is not None]
+    if "whole" in ways:
+        groups: list[list[Method | None]] = []
+        for method in evicting:
+            group = next((group for group in groups if alike(group[0], method)), None)
+            if group is None:
+                groups.append([method])
+            else:
+                group.append(method)
+        cells += [(group, "whole", list(budgets)) for group in groups]
+    if "layerwise" in ways:
+        rides = [m for m in evicting if isinstance(m.observers, PromptRows) or m.ahead is not None]
+        cells += [([method], "layerwise", [budget]) for method in rides for budget in budgets]
+    return cells
 
 
 def batch_row(

@@ -34,11 +34,18 @@ class Sight(NamedTuple):
 
 
 def importance(sight: Sight, exact: bool = False) -> Tensor:
-    """As `reference`, by a fused kernel on CUDA where no gradient is needed and `exact` is not asked for."""
+    """As `reference`; by fused kernels on CUDA, unless `exact` is asked for."""
     if not exact and _fused(sight.queries):
         from lkv.kernels import scores as fused
 
         return fused.importance(*sight)
+    trains = sight.over == "mean" and isinstance(sight.first, int) and sight.first == sight.prompt
+    if not exact and trains and _on_kernels(sight.queries):
+        from lkv.kernels import scores as fused
+
+        queries, keys, scaling, prompt, first, _, valid, _ = sight
+        seen: Tensor = fused.MeanImportance.apply(queries, keys, scaling, prompt, first, valid)
+        return seen
     return reference(*sight[:-1])
 
 
@@ -55,8 +62,11 @@ def scores(sight: Sight, recipe: Recipe, exact: bool = False) -> Tensor:
 
 
 def _fused(queries: Tensor) -> bool:
-    fits = queries.shape[-1] <= kernels.MAX_HEAD_DIM
-    return fits and kernels.usable(queries) and not queries.requires_grad
+    return _on_kernels(queries) and not queries.requires_grad
+
+
+def _on_kernels(queries: Tensor) -> bool:
+    return queries.shape[-1] <= kernels.MAX_HEAD_DIM and kernels.usable(queries)
 
 
 def reference(
@@ -89,7 +99,8 @@ def reference(
         logits = block.reshape(batch, kv_heads, -1, dim) @ keys * scaling
         logits = logits.view(batch, heads, n, stored)
         if first is not None:
-            own = torch.arange(start, start + n, device=keys.device) + torch.as_tensor(first).view(-1, 1)
+            begin = first.view(-1, 1) if isinstance(first, Tensor) else first
+            own = torch.arange(start, start + n, device=keys.device).view(1, -1) + begin
             hidden = torch.arange(stored, device=keys.device) > own[..., None]
             logits = logits.masked_fill(hidden[:, None], float("-inf"))
         weights = logits.softmax(-1)[..., :prompt] * counted[:, None, start : start + n, None]

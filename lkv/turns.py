@@ -191,7 +191,7 @@ def _sizes(turns: Sequence[tuple[Prefilled, Kept | None]]) -> dict[str, list[flo
     return {
         "prompt_tokens": [read.length for read, _ in turns],
         "kept_mean": [sum(counts) / len(counts) for counts in kept],
-        "kept_bytes": [kept_bytes(read.cache, kept) for read, kept in turns],
+        "kept_bytes": [kept_bytes(read.cache, kept.counts if kept else None) for read, kept in turns],
     }
 
 

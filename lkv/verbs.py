@@ -254,9 +254,20 @@ def latency(args: Arguments) -> None:
         args.study,
         "random" if args.shape else "real",
         args.ways,
+        _draft_shape(args),
+        args.batches,
     )
     write_csv(args.out, rows, LATENCY_COLUMNS)
     log.info("%d rows in %s", len(rows), args.out)
+
+
+def _draft_shape(args: Arguments) -> Any:
+    """The sizes of SpecKV's draft model, for what its overhead should be."""
+    from lkv.theory import Shape
+
+    if not args.shape or args.draft in (None, SELF):
+        return None
+    return Shape(**read_spec(Path(args.draft))["shape"])
 
 
 def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:

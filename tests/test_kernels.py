@@ -274,3 +274,26 @@ def test_lora_is_added_to_the_last_rows_alone(count: int, dtype: torch.dtype) ->
         assert torch.equal(out[:, :-n], old[:, :-n])
         low = x[:, -n:].double() @ a[i * rank : (i + 1) * rank].double().T
         assert relative(out[:, -n:], old[:, -n:].double() + 4.0 * low @ b.double().T) <= bound
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "padded"), [(8, False), (37, False), (8, True)])
+def test_gradients_of_the_mean_are_autograds(rows: int, padded: bool, dtype: torch.dtype) -> None:
+    prompt, scaling = 150, 0.25
+    queries = normal(2, 6, rows, 32, dtype=dtype).requires_grad_()
+    prompts, own = normal(2, 2, prompt, 32, dtype=dtype), normal(2, 2, rows, 32, dtype=dtype).requires_grad_()
+    valid = (torch.arange(rows) < torch.tensor([[rows], [3]])).to(DEVICE) if padded else None
+    back = normal(2, 6, prompt)
+    ours = scores.MeanImportance.apply(queries, torch.cat([prompts, own], 2), scaling, prompt, prompt, valid)
+    q64, own64 = (x.detach().double().requires_grad_() for x in (queries, own))
+    maps, _ = attention64(q64, torch.cat([prompts.double(), own64], 2), scaling, prompt)
+    truth = reduced(maps, "mean", valid)[..., :prompt]
+    assert relative(ours.detach(), truth.detach()) <= 1e-3
+    found = torch.autograd.grad(ours, (queries, own), back)
+    expected = torch.autograd.grad(truth, (q64, own64), back.double())
+    bound = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}[dtype]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert relative(mine, theirs) <= bound

@@ -190,6 +190,145 @@ def _mean(
             tl.store(out, pooled, mask=inside & (place >= HALO) & (place < BLOCK_N - HALO))
 
 
+@triton.jit
+def _gradient(
+    q_ptr, k_ptr, lse_ptr, valid_ptr, grad_ptr, first_part_ptr, second_part_ptr, c_ptr, first_ptr, scale,
+    R, G, D, H, K, prompt, stored, blocks,
+    stride_qb, stride_qh, stride_qr, stride_kb, stride_kh, stride_kn, stride_gb, stride_gh,
+    CAUSAL: tl.constexpr, VALID: tl.constexpr, BLOCK_N: tl.constexpr, PER_HEAD: tl.constexpr,
+    HEADS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    DOT: tl.constexpr,
+):  # fmt: skip
+    """Each row's sums over a share of the keys, for the gradient of the mean: Σ P g K, Σ P K and Σ P g, with P
+    the row's probabilities and g what comes back to a key's score, over the number of rows."""
+    batch, kv = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K
+    column, n = tl.arange(0, HEADS * PER_HEAD), tl.arange(0, BLOCK_N)
+    g, head, dims = column // PER_HEAD, tl.arange(0, HEADS), tl.arange(0, BLOCK_D)
+    q_ptr += batch * stride_qb + (kv * G).to(tl.int64) * stride_qh
+    k_ptr += batch * stride_kb + kv.to(tl.int64) * stride_kh
+    grad_ptr += batch * stride_gb + kv * G * stride_gh
+    count = 1.0 * R
+    if VALID:
+        every = tl.arange(0, BLOCK_R)
+        count = tl.sum(tl.load(valid_ptr + batch * R + every, mask=every < R, other=0).to(tl.float32), 0)
+        count = tl.maximum(count, 1.0)
+    first = tl.load(first_ptr + batch) if CAUSAL else 0
+    share = tl.cdiv(blocks, tl.num_programs(0))
+    begin = tl.program_id(0) * share
+    for chunk in range(CHUNKS):
+        row = chunk * PER_HEAD + column % PER_HEAD
+        real = (g < G) & (row < R)
+        q = _observers(q_ptr, chunk, R, G, D, stride_qh, stride_qr, DOT, PER_HEAD, HEADS, BLOCK_D)
+        lse = tl.load(lse_ptr + (batch * H + kv * G + g) * R + row, mask=real, other=0.0)
+        counted = real
+        if VALID:
+            counted = counted & (tl.load(valid_ptr + batch * R + row, mask=real, other=0) != 0)
+        weighted = tl.zeros([HEADS * PER_HEAD, BLOCK_D], tl.float32)
+        plain = tl.zeros([HEADS * PER_HEAD, BLOCK_D], tl.float32)
+        c = tl.zeros([HEADS * PER_HEAD], tl.float32)
+        for block in range(begin, tl.minimum(begin + share, blocks)):
+            at = block * BLOCK_N + n
+            k = tl.load(
+                k_ptr + at[:, None].to(tl.int64) * stride_kn + dims[None, :],
+                mask=(at[:, None] < stored) & (dims[None, :] < D),
+                other=0.0,
+            ).to(DOT)
+            back = tl.load(
+                grad_ptr + head[None, :] * stride_gh + at[:, None],
+                mask=(head[None, :] < G) & (at[:, None] < prompt),
+                other=0.0,
+            )
+            seen = counted[None, :] & (at[:, None] < stored)
+            if CAUSAL:
+                seen = seen & (at[:, None] <= first + row[None, :])
+            logits = tl.dot(k, q, input_precision="ieee") * scale - lse[None, :]
+            p = tl.where(seen, tl.exp2(logits), 0.0)
+            wide = tl.reshape(p, [BLOCK_N, HEADS, PER_HEAD]) * back[:, :, None]
+            pg = tl.reshape(wide, [BLOCK_N, HEADS * PER_HEAD]) / count
+            c += tl.sum(pg, 0)
+            weighted = tl.dot(tl.trans(pg).to(DOT), k, weighted, input_precision="ieee")
+            plain = tl.dot(tl.trans(p).to(DOT), k, plain, input_precision="ieee")
+        part = (tl.program_id(0).to(tl.int64) * (tl.num_programs(1) // K) + batch) * H + kv * G + g
+        place = part * R + row
+        tl.store(c_ptr + place, c, mask=real)
+        wide_mask = real[:, None] & (dims[None, :] < D)
+        tl.store(first_part_ptr + place[:, None] * D + dims[None, :], weighted, mask=wide_mask)
+        tl.store(second_part_ptr + place[:, None] * D + dims[None, :], plain, mask=wide_mask)
+
+
+class MeanImportance(torch.autograd.Function):
+    """importance(over mean) that gradients flow through: to the queries, and to the keys after the prompt's,
+    which are the observers' own. The prompt's keys get none: they depend on nothing that is trained."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        scaling: float,
+        prompt: int,
+        first: int,
+        valid: Tensor | None,
+    ) -> Tensor:
+        sees = (queries, keys, scaling, 0, prompt, first, "mean", valid, None)
+        seen, lse = _run(*sees, 0, 0, 1, with_lse=True)
+        ctx.save_for_backward(queries, keys, lse, valid)
+        ctx.given = scaling, prompt, first
+        return seen
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, lse, valid = ctx.saved_tensors
+        scaling, prompt, first = ctx.given
+        c, d_queries = _d_queries(queries, keys, lse, valid, grads[0].contiguous(), scaling, prompt, first)
+        # Of the keys the observers' own alone: a few rows and columns, in plain torch.
+        heads, rows = queries.shape[1:3]
+        own = keys[:, :, prompt:].repeat_interleave(heads // keys.shape[1], 1)
+        logits = (queries.float() @ own.float().transpose(-1, -2)) * (scaling * LOG2E) - lse[..., None]
+        place = torch.arange(own.shape[2], device=keys.device) + prompt
+        seen = place <= first + torch.arange(rows, device=keys.device)[:, None]
+        if valid is not None:
+            seen = seen & valid[:, None, :, None]
+        d_logits = torch.where(seen, logits.exp2(), 0.0) * -c[..., None] * scaling
+        d_own = (d_logits.transpose(-1, -2) @ queries.float()).unflatten(1, (keys.shape[1], -1)).sum(2)
+        d_keys = torch.zeros_like(keys)
+        d_keys[:, :, prompt:] = d_own
+        return d_queries, d_keys, None, None, None, None
+
+
+def _d_queries(
+    queries: Tensor,
+    keys: Tensor,
+    lse: Tensor,
+    valid: Tensor | None,
+    grad: Tensor,
+    scaling: float,
+    prompt: int,
+    first: int,
+) -> tuple[Tensor, Tensor]:
+    """(each row's Σ P g [B, H, R], the queries' gradient)."""
+    batch, heads, rows, dim = queries.shape
+    kv_heads, stored = keys.shape[1], keys.shape[2]
+    settings = _settings(rows, heads // kv_heads, dim, queries.dtype) | {
+        "BLOCK_N": 32 if dim > 64 else 64, "num_warps": 8, "num_stages": 2
+    }  # fmt: skip
+    pairs, blocks = batch * kv_heads, triton.cdiv(stored, settings["BLOCK_N"])
+    parts = min(blocks, triton.cdiv(PROGRAMS // 2, pairs))
+    weighted = torch.empty(parts, batch, heads, rows, dim, device=queries.device)
+    plain = torch.empty_like(weighted)
+    c = torch.empty(parts, batch, heads, rows, device=queries.device)
+    starts = torch.full((batch,), first, dtype=torch.int32, device=queries.device)
+    _gradient[(parts, pairs)](
+        queries, keys, lse, valid, grad, weighted, plain, c, starts, scaling * LOG2E,
+        rows, heads // kv_heads, dim, heads, kv_heads, prompt, stored, blocks,
+        *queries.stride()[:3], *keys.stride()[:3], *grad.stride()[:2],
+        CAUSAL=True, VALID=valid is not None,
+        BLOCK_R=triton.next_power_of_2(rows) if valid is not None else 1, **settings,
+    )  # fmt: skip
+    c = c.sum(0)
+    return c, ((weighted.sum(0) - c[..., None] * plain.sum(0)) * scaling).to(queries.dtype)
+
+
 def importance(
     queries: Tensor,
     keys: Tensor,
@@ -204,7 +343,8 @@ def importance(
 
     `first` may be int32 [B], one a prompt: then columns beyond first[b] + R - 1 are 0.
     """
-    return _run(queries, keys, scaling, 0, prompt, first, over, valid, lse, 0, 0, 1)
+    out: Tensor = _run(queries, keys, scaling, 0, prompt, first, over, valid, lse, 0, 0, 1)
+    return out
 
 
 def grouped_importance(
@@ -228,14 +368,28 @@ def grouped_importance(
     modes = {None: 0, "max": 1, "avg": 2}
     pooled = modes[pool] if kernel > 1 else 0
     grouping = 1 if group == "mean" else 2
-    return _run(
-        queries, keys, scaling, low, high, first, over, valid, lse, grouping, pooled, kernel if pooled else 1
-    )
+    wide = kernel if pooled else 1
+    out: Tensor = _run(queries, keys, scaling, low, high, first, over, valid, lse, grouping, pooled, wide)
+    return out
 
 
 def tile(dim: int) -> dict[str, int]:
     """Keys a program holds at a time, its warps, and how many loads run ahead."""
     return {"BLOCK_N": 64 if dim <= 128 else 32, "num_warps": 4, "num_stages": 3}
+
+
+def _settings(rows: int, groups: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """How observers are laid out: HEADS · PER_HEAD columns at a time, in CHUNKS."""
+    heads = triton.next_power_of_2(groups)
+    per_head = max(1, min(triton.next_power_of_2(rows), ROWS // heads), 16 // heads)
+    return {
+        "PER_HEAD": per_head,
+        "HEADS": heads,
+        "CHUNKS": triton.cdiv(rows, per_head),
+        "BLOCK_D": max(16, triton.next_power_of_2(dim)),
+        "DOT": dot_type(dtype),
+        **tile(dim),
+    }
 
 
 def _run(
@@ -251,25 +405,16 @@ def _run(
     group: int,
     pool: int,
     kernel: int,
-) -> Tensor:
+    with_lse: bool = False,
+) -> Any:
+    """The scores; `with_lse` also each row's base-2 log-sum-exp [B, H, R], contiguous."""
     batch, heads, rows, dim = queries.shape
     kv_heads, stored = keys.shape[1], keys.shape[2]
     out = queries.new_empty(batch, kv_heads if group else heads, high - low, dtype=torch.float32)
     if low == high:
         return out
     groups = heads // kv_heads
-    padded = triton.next_power_of_2(groups)
-    per_head = max(1, min(triton.next_power_of_2(rows), ROWS // padded))
-    per_head = max(per_head, 16 // padded)
-    settings: dict[str, Any] = {
-        "CAUSAL": first is not None,
-        "PER_HEAD": per_head,
-        "HEADS": padded,
-        "CHUNKS": triton.cdiv(rows, per_head),
-        "BLOCK_D": max(16, triton.next_power_of_2(dim)),
-        "DOT": dot_type(queries.dtype),
-        **tile(dim),
-    }
+    settings = {"CAUSAL": first is not None, **_settings(rows, groups, dim, queries.dtype)}
     queries, keys = (x if x.stride(-1) == 1 else x.contiguous() for x in (queries, keys))
     sizes = (rows, groups, dim, heads, kv_heads)
     strides = (*queries.stride()[:3], *keys.stride()[:3])
@@ -299,4 +444,4 @@ def _run(
         VALID=valid is not None, OVER_MAX=over == "max", GROUP=group, POOL=pool, HALO=halo,
         BLOCK_R=triton.next_power_of_2(rows) if valid is not None else 1, **settings,
     )  # fmt: skip
-    return out
+    return (out, lse) if with_lse else out
