@@ -225,7 +225,7 @@ def latency(
     Each repeat runs every method once, the plain prefill first, so that a drift of the machine's speed hits
     all alike; differences are taken within a repeat. `ways` (WAYS): evict after the pass, or layer by layer
     (LookaheadKV and methods like it; in rows of their own). `draft` is the shape of SpecKV's draft model.
-    With `batches` a decode step of as many rows as fit is timed too.
+    With `batches` a decode step of as many rows as fit is timed too, of the full cache and the last method.
     """
     if None not in methods:
         raise UserError("latency needs 'full' among its methods: overheads are measured against it")
@@ -234,6 +234,7 @@ def latency(
             check_budgets(method, budgets)
     timing = _Timing(loaded, study, weights, draft)
     cells = _cells(methods, budgets, ways)
+    batched = [None, methods[-1]] if batches else []  # what is kept weighs the same under every method
     rows: list[dict[str, Any]] = []
     rounds = len(prompts) * (warmups + repeats)
     with tqdm(total=rounds * len(cells), desc="latency", unit="run") as bar:
@@ -269,7 +270,7 @@ def latency(
                             continue
                         measured = runs[i, _name(method), budget]
                         rows += timing.phases(facts, method, budget, length, measured, runs[0, FULL, 0])
-                        if batches and (most := rows[-1]["max_batch"]) and way == "whole":
+                        if method in batched and (most := rows[-1]["max_batch"]) and way == "whole":
                             rows.append(batch_row(timing, facts, prompt, method, budget, most))
             forget(loaded.model)
     return rows

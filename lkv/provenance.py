@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -89,8 +90,8 @@ def package_versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that this code was run at; None outside a git checkout."""
-    return _git("rev-parse", "HEAD")
+    """The commit that this code was run at: git's, or LKV_COMMIT where a copy came without its history."""
+    return _git("rev-parse", "HEAD") or os.environ.get("LKV_COMMIT")
 
 
 def _version(package: str) -> str | None:

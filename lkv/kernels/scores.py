@@ -199,7 +199,7 @@ def _gradient(
     HEADS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
-    """Each row's sums over a share of the keys, for the gradient of the mean: Σ P g K, Σ P K and Σ P g, with P
+    """Each row's sums over a share of the keys, for the gradient of the mean: Σ P g K, Σ P K, Σ P g, with P
     the row's probabilities and g what comes back to a key's score, over the number of rows."""
     batch, kv = (tl.program_id(1) // K).to(tl.int64), tl.program_id(1) % K
     column, n = tl.arange(0, HEADS * PER_HEAD), tl.arange(0, BLOCK_N)
