@@ -219,8 +219,9 @@ def latency(
     ways: Sequence[str] = ("whole",),
     draft: Shape | None = None,
     batches: bool = False,
-) -> list[dict[str, Any]]:
-    """Rows of latency.csv. `prompts` maps a length to its token ids; None among methods is the full cache.
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of latency.csv, length by length. `prompts` maps a length to its token ids; None among methods is
+    the full cache.
 
     Each repeat runs every method once, the plain prefill first, so that a drift of the machine's speed hits
     all alike; differences are taken within a repeat. `ways` (WAYS): evict after the pass, or layer by layer
@@ -235,7 +236,6 @@ def latency(
     timing = _Timing(loaded, study, weights, draft)
     cells = _cells(methods, budgets, ways)
     batched = [None, methods[-1]] if batches else []  # what is kept weighs the same under every method
-    rows: list[dict[str, Any]] = []
     rounds = len(prompts) * (warmups + repeats)
     with tqdm(total=rounds * len(cells), desc="latency", unit="run") as bar:
         for length, ids in prompts.items():
@@ -260,6 +260,7 @@ def latency(
                     if turn >= warmups:
                         for (name, budget), run in found.items():
                             runs[i, name, budget].append(run)
+            rows: list[dict[str, Any]] = []
             for i, (together, way, of_cell) in enumerate(cells):
                 for method in together:
                     for budget in of_cell:
@@ -273,7 +274,7 @@ def latency(
                         if method in batched and (most := rows[-1]["max_batch"]) and way == "whole":
                             rows.append(batch_row(timing, facts, prompt, method, budget, most))
             forget(loaded.model)
-    return rows
+            yield rows
 
 
 def _cells(

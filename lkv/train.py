@@ -13,7 +13,7 @@ import math
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -24,11 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lkv import device as devices
-from lkv.cache import entries, prompt_cache, stored_bytes
+from lkv.cache import stored_bytes
 from lkv.data.shards import Stored
 from lkv.engine import Prefilled, answer_tail, look, prefill
 from lkv.errors import UserError
-from lkv.interface import Importance
+from lkv.interface import Importance, Tail
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, shape_of
 from lkv.observe import kl_divergence
@@ -38,6 +38,7 @@ from lkv.theory import training_flop
 
 READ_EVERY = 10  # steps between two looks at the KL, which waits for the device
 MOST_TOKENS = 1 << 16  # of a batch on CUDA, worked on at once
+ANSWER_STEP = 32  # captured answers are padded to a multiple
 
 
 @dataclass(frozen=True)
@@ -90,66 +91,76 @@ def batch_loss(adapter: LookaheadKV, batch: Batch) -> Tensor:
     return torch.stack(layers).mean()
 
 
-class Gradients:
-    """Adds a batch's gradients to the adapter's, and returns its weighted loss; captured on CUDA."""
+class Captured:
+    """On CUDA: a batch's prefill, target, prediction and gradients in one replay, captured once a shape.
 
-    def __init__(self, adapter: LookaheadKV) -> None:
-        self.adapter = adapter
-        self.captured: dict[tuple[int, ...], _Captured] = {}
+    A step is some thousands of launches, which would take longer than the work that they start.
+    """
 
-    def __call__(self, batch: Batch, weight: float) -> Tensor:
-        """The batch's loss times `weight`, a detached scalar."""
-        if batch.prefilled.model.device.type != "cuda":
-            loss = batch_loss(self.adapter, batch) * weight
-            loss.backward()
-            return loss.detach()
-        shape = tuple(batch.prefilled.ids.shape)
-        if shape not in self.captured:
-            self.captured[shape] = _Captured(self.adapter, batch)
-        return self.captured[shape](batch, weight)
+    def __init__(self, loaded: Loaded, adapter: LookaheadKV) -> None:
+        self.loaded, self.adapter = loaded, adapter
+        self.pool = torch.cuda.graph_pool_handle()
+        self.shapes: dict[tuple[int, int, int], _CapturedShape] = {}
+
+    def __call__(self, prompts: Sequence[dict[str, Any]], weight: float) -> Tensor:
+        """Adds the gradients of prompts of one length; returns their loss times `weight`, a scalar."""
+        longest = max(len(prompt["response"]) for prompt in prompts)
+        shape = len(prompts), len(prompts[0]["ids"]), -(-longest // ANSWER_STEP) * ANSWER_STEP
+        if shape not in self.shapes:
+            self.shapes[shape] = _CapturedShape(self.loaded, self.adapter, shape, prompts, self.pool)
+        return self.shapes[shape](prompts, weight)
 
 
-class _Captured:
-    """The pass for one shape of batch, on buffers of its own."""
-
-    def __init__(self, adapter: LookaheadKV, batch: Batch) -> None:
-        source = batch.prefilled
-        cache = prompt_cache(source.model.config)
-        for layer in range(len(source.cache.layers)):
-            keys, values = entries(source.cache, layer)
-            cache.update(keys.clone(), values.clone(), layer)
-        target = [importance.clone() for importance in batch.target]
-        self.batch = Batch(replace(source, cache=cache, seen={}), target)
-        self.weight = torch.ones([], device=source.ids.device)
+class _CapturedShape:
+    def __init__(
+        self,
+        loaded: Loaded,
+        adapter: LookaheadKV,
+        shape: tuple[int, int, int],
+        prompts: Sequence[dict[str, Any]],
+        pool: Any,
+    ) -> None:
+        self.model, self.adapter = loaded.model, adapter
+        batch, length, answer = shape
+        self.ids = torch.zeros(batch, length, dtype=torch.long, device=self.model.device)
+        self.answers = torch.zeros(batch, answer, dtype=torch.long, device=self.model.device)
+        self.valid = torch.zeros(batch, answer, dtype=torch.bool, device=self.model.device)
+        self.weight = torch.ones([], device=self.model.device)
+        self._fill(prompts, 0.0)
         before = [_grad(parameter).clone() for parameter in adapter.parameters()]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._run(adapter)
+            for _ in range(2):  # compiles kernels and warms libraries up, which a capture does not allow
+                self._run()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss = self._run(adapter)
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.loss = self._run()
         for parameter, grad in zip(adapter.parameters(), before, strict=True):
             _grad(parameter).copy_(grad)
 
-    def _run(self, adapter: LookaheadKV) -> Tensor:
-        loss = batch_loss(adapter, self.batch) * self.weight
+    def _fill(self, prompts: Sequence[dict[str, Any]], weight: float) -> None:
+        longest = self.answers.shape[1]
+        padded = [[*prompt["response"], *[0] * (longest - len(prompt["response"]))] for prompt in prompts]
+        written = torch.tensor([len(prompt["response"]) for prompt in prompts])
+        self.ids.copy_(torch.tensor([prompt["ids"] for prompt in prompts]), non_blocking=True)
+        self.answers.copy_(torch.tensor(padded), non_blocking=True)
+        self.valid.copy_(torch.arange(longest) < written[:, None], non_blocking=True)
+        self.weight.fill_(weight)
+
+    def _run(self) -> Tensor:
+        with torch.no_grad():
+            prefilled, _ = prefill(self.model, self.ids)
+            target = look(prefilled, Tail(self.answers, valid=self.valid))
+        loss = batch_loss(self.adapter, Batch(prefilled, target)) * self.weight
         loss.backward()
         return loss.detach()
 
-    def __call__(self, batch: Batch, weight: float) -> Tensor:
-        torch._foreach_copy_(self._tensors(self.batch), self._tensors(batch))
-        self.weight.fill_(weight)
+    def __call__(self, prompts: Sequence[dict[str, Any]], weight: float) -> Tensor:
+        self._fill(prompts, weight)
         self.graph.replay()
         return self.loss.clone()
-
-    @staticmethod
-    def _tensors(batch: Batch) -> list[Tensor]:
-        cache = batch.prefilled.cache
-        held = [tensor for layer in range(len(cache.layers)) for tensor in entries(cache, layer)]
-        return [*held, *batch.target]
 
 
 @torch.no_grad()
@@ -213,7 +224,7 @@ def train(
     order = _epochs(len(batches), Random(schedule.seed), schedule.steps)
     kept: dict[tuple[int, ...], Batch] = {}
     kept_bytes = 0
-    gradients = Gradients(adapter)
+    captured = Captured(loaded, adapter) if fused else None
     shape, peak = shape_of(loaded.model), devices.peak_flops(loaded.model.device)
     steps: list[Tensor] = []  # each step's KL, on the device: reading it would wait for the step
     clock = time.perf_counter()
@@ -233,17 +244,21 @@ def train(
             tokens, flop = schedule.batch * adapter.n, 0.0
             mine = batches[order[step]][group.rank :: group.world]
             for part in _in_batches(mine, lengths, schedule.batch, _most_tokens(loaded)):
-                batch = kept.get(tuple(part))
-                if batch is None:
-                    batch = prepare(loaded, [prompts[i] for i in part])
-                    if kept_bytes + batch.bytes <= keep_bytes:
+                given, weight = [prompts[i] for i in part], len(part) / schedule.batch
+                # One length at a time: the gradients add up to the batch's mean.
+                if captured is not None:
+                    kl += captured(given, weight)
+                else:
+                    batch = kept.get(tuple(part)) or prepare(loaded, given)
+                    if tuple(part) not in kept and kept_bytes + batch.bytes <= keep_bytes:
                         kept[tuple(part)] = batch
                         kept_bytes += batch.bytes
-                # One length at a time: the gradients add up to the batch's mean.
-                kl += gradients(batch, len(part) / schedule.batch)
-                answers = max(map(len, batch.prefilled.answers))
-                flop += len(part) * training_flop(shape, lengths[part[0]], answers, adapter.n)
-                tokens += sum(lengths[i] for i in part) + sum(map(len, batch.prefilled.answers))
+                    loss = batch_loss(adapter, batch) * weight
+                    loss.backward()
+                    kl += loss.detach()
+                answers = [len(prompt["response"]) for prompt in given]
+                flop += len(part) * training_flop(shape, lengths[part[0]], max(answers), adapter.n)
+                tokens += sum(lengths[i] for i in part) + sum(answers)
             group.sum([kl, *(_grad(parameter) for parameter in adapter.parameters())])
             torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
             optimizer.step()

@@ -244,7 +244,8 @@ def latency(args: Arguments) -> None:
         loaded = _load(args)
         methods = _methods(args, loaded)
         prompts = {length: filler(loaded.tokenizer, length) for length in args.lengths}
-    rows = latency(
+    rows: list[dict[str, Any]] = []
+    measured = latency(
         loaded,
         prompts,
         methods,
@@ -257,7 +258,9 @@ def latency(args: Arguments) -> None:
         _draft_shape(args),
         args.batches,
     )
-    write_csv(args.out, rows, LATENCY_COLUMNS)
+    for of_length in measured:
+        rows += of_length
+        write_csv(args.out, rows, LATENCY_COLUMNS)  # what is measured stays, whatever stops the rest
     log.info("%d rows in %s", len(rows), args.out)
 
 
