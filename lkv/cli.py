@@ -308,7 +308,9 @@ def parser() -> argparse.ArgumentParser:
     runs_model(p, model=False)
     compares(p)
     p.add_argument("--lengths", nargs="+", type=_positive, required=True)
-    p.add_argument("--repeats", type=_positive, default=10)
+    p.add_argument(
+        "--repeats", nargs="+", type=_positive, default=[10], help="timed runs: one number, or one a length"
+    )
     p.add_argument("--warmups", type=_count, default=2)
     p.add_argument(
         "--ways", nargs="+", choices=WAYS, default=["whole"], help="evict after the pass, or layer by layer"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -212,7 +212,7 @@ def latency(
     prompts: dict[int, list[int]],
     methods: Sequence[Method | None],
     budgets: Sequence[int],
-    repeats: int,
+    repeats: Mapping[int, int],
     warmups: int,
     study: str,
     weights: str = "real",
@@ -220,8 +220,8 @@ def latency(
     draft: Shape | None = None,
     batches: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of latency.csv, length by length. `prompts` maps a length to its token ids; None among methods is
-    the full cache.
+    """Rows of latency.csv, length by length. `prompts` maps a length to its token ids, `repeats` to its timed
+    runs; None among methods is the full cache.
 
     Each repeat runs every method once, the plain prefill first, so that a drift of the machine's speed hits
     all alike; differences are taken within a repeat. `ways` (WAYS): evict after the pass, or layer by layer
@@ -236,17 +236,19 @@ def latency(
     timing = _Timing(loaded, study, weights, draft)
     cells = _cells(methods, budgets, ways)
     batched = [None, methods[-1]] if batches else []  # what is kept weighs the same under every method
-    rounds = len(prompts) * (warmups + repeats)
+    context = loaded.model.config.get_text_config().max_position_embeddings
+    rounds = sum(warmups + repeats[length] for length in prompts)
     with tqdm(total=rounds * len(cells), desc="latency", unit="run") as bar:
         for length, ids in prompts.items():
             prompt = torch.tensor([ids], device=loaded.model.device)
             runs: dict[tuple[int, str, int], list[Run]] = defaultdict(list)
-            failed = {
-                i: reason
-                for i, (together, _, _) in enumerate(cells)
-                if (reason := outputs_differ(loaded, prompt, together[0]))
-            }
-            for turn in range(warmups + repeats):
+            failed: dict[int, str] = {}
+            for i, (together, _, _) in enumerate(cells):
+                if length > context:
+                    failed[i] = f"longer than the model's {context:,} tokens"
+                elif reason := outputs_differ(loaded, prompt, together[0]):
+                    failed[i] = reason
+            for turn in range(warmups + repeats[length]):
                 for i, (together, way, of_cell) in enumerate(cells):
                     bar.update()
                     if i in failed:
@@ -396,7 +398,7 @@ class _Timing:
             rows[-1]["repeats"] = len(runs)
         overhead = float(np.median(np.sum([ms[phase] for phase in ADDED], 0)))
         theory = None
-        if method is not None:
+        if method is not None and self.loaded.model.device.type == "cuda":
             theory = overhead_s(method.name, self.shape, length, budget, self.draft)
         rows[-1] |= {
             "overhead_ms": overhead,

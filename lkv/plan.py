@@ -1,8 +1,7 @@
 """What a study will cost, before it starts: jobs, prompts, tokens, GPU-hours, disk. An estimate.
 
-A prompt of p tokens costs 2·P·p + 2·p²·L·H·D FLOP to prefill (P parameters, L layers, H·D query width; causal
-attention is half of its square), at the rate measured on an H100. Decoding costs steps: one takes STEP_S or
-the time to read the weights once, whichever is longer, however many rows share it.
+Prefill costs its floating-point operations (lkv/theory.py) at the rate measured on an H100. Decoding costs
+steps: one takes STEP_S or the time to read the weights once, whichever is longer, however many rows share it.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Any
 
 from lkv import study
 from lkv.bench import longbench, longproc, ruler
-from lkv.theory import NUMBER, Shape
+from lkv.theory import NUMBER, Shape, prefill_flop
 
-FLOPS = 5.3e14  # prefill of an 8B shape in bfloat16, 8K to 32K tokens: 263 and 1,409 ms on one H100
-STEP_S = 0.022  # a step of the plain decode loop, the same shape and machine
-READ_BYTES_S = 2e12
+FLOPS = 6.2e14  # prefill of an 8B shape in bfloat16, 8K to 32K tokens: 210 and 1,206 ms on one H100
+STEP_S = 0.015  # a decode step of 512 rows, the same shape and machine
+READ_BYTES_S = 2.7e12
 ROWS = 512  # decoded at once
 TOKEN_BYTES = 4.5  # of text a token; ids in JSON take about 7
 RECORD_BYTES = 1200  # a journal's line and a sample's row
@@ -72,7 +71,7 @@ def lines(config: Mapping[str, Any], root: Path = Path()) -> list[str]:
     text.insert(1, "  ".join("-" * width for width in widths))
     known = [stage.hours for stage in stages if stage.hours is not None]
     weights = sum(
-        NUMBER * shape.parameters for m in study.needed_models(config) if (shape := _shape(m, root))
+        NUMBER * shape.parameters for m in study.fetched_models(config) if (shape := _shape(m, root))
     )
     judged = ""
     if study.judged(config):
@@ -111,6 +110,8 @@ def _of_model(config: Mapping[str, Any], model: str, root: Path) -> Iterator[Sta
 
 
 def _training(config: Mapping[str, Any], model: str, shape: Shape | None) -> Iterator[Stage]:
+    if model not in study.trained(config):
+        return
     train = config["train"]
     if train["sources"]:
         prompts, length = sum(item["count"] for item in train["sources"]), train["max_tokens"] / 2
@@ -175,8 +176,7 @@ def _prefill(shape: Shape | None, tokens: float, prompts: float) -> float | None
     """Seconds."""
     if shape is None:
         return None
-    flop = 2 * shape.parameters * tokens + 2 * tokens**2 * shape.layers * shape.width
-    return prompts * flop / FLOPS
+    return prompts * prefill_flop(shape, tokens) / FLOPS
 
 
 def _decode(shape: Shape | None, steps: float, batches: float) -> float | None:

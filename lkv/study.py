@@ -23,6 +23,8 @@ from lkv.registry import FULL, METHODS, SELF
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
 
+SPEC = "config/models/{model}.yaml"
+
 # {study} and {arm} are filled from the config, the rest are the rules' wildcards.
 PATHS = {
     "model": "models/{model}/model.json",
@@ -56,7 +58,7 @@ REPORTS = {"table1": ("pdf", "csv", "md", "tex")} | dict.fromkeys(PLOTS, ("pdf",
 
 # A stage's number is raised by hand when its code changes what it writes: finished studies then run it again.
 VERSIONS = {
-    "model": 1, "data": 2, "train": 1, "evaluate": 2, "judge": 1, "latency": 1, "summarise": 2, "report": 1
+    "model": 1, "data": 2, "train": 2, "evaluate": 3, "judge": 1, "latency": 2, "summarise": 2, "report": 2
 }  # fmt: skip
 
 # The config key, and the flag of `lkv data ruler`, that says where a task's haystack comes from.
@@ -136,16 +138,52 @@ def needed_models(config: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*config["models"], *(name for name in drafts if name and name != SELF)]))
 
 
+def fetched_models(config: Mapping[str, Any]) -> list[str]:
+    """The models, drafts too, that are run as they are and not as a shape alone."""
+    stages: list[str | None] = [None, "latency"] if config["methods"] else ["latency"]
+    found = []
+    for name in config["models"]:
+        of_real = [of for of in stages if not shape_alone(config, name, of)]
+        found += [name] * bool(of_real) + [draft(config, name, of) or SELF for of in of_real]
+    return [name for name in dict.fromkeys(found) if name != SELF]
+
+
+def trained(config: Mapping[str, Any]) -> list[str]:
+    """The models whose trained modules a stage uses."""
+    return [name for name in config["models"] if any(adapter(config, name, of) for of in (None, "latency"))]
+
+
 def adapter(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
-    """The adapter's marker file, where LookaheadKV is among the methods."""
-    pattern = paths(config).adapter
-    return [pattern.format(model=model)] if "lookaheadkv" in methods(config, model, of) else []
+    """The adapter's marker file, where LookaheadKV is among the methods and its weights matter."""
+    if "lookaheadkv" not in methods(config, model, of) or shape_alone(config, model, of):
+        return []
+    return [paths(config).adapter.format(model=model)]
+
+
+def shape_alone(config: Mapping[str, Any], model: str, of: str | None = "latency") -> bool:
+    """Whether a model is timed with random weights, made from the shape in its spec."""
+    return of == "latency" and model in config["latency"]["random"]
 
 
 def draft_card(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
-    """The marker file of a model's draft model, where there is one."""
+    """The marker file of a model's draft model, where there is one; its spec, where the shape is enough."""
     name = draft(config, model, of)
-    return [] if name in (None, SELF) else [PATHS["model"].format(model=name)]
+    if name in (None, SELF):
+        return []
+    return [(SPEC if shape_alone(config, model, of) else PATHS["model"]).format(model=name)]
+
+
+def timed_model(config: Mapping[str, Any], model: str) -> str:
+    """What stands for a model in the latency study: its marker file, or its spec for a shape alone."""
+    return (SPEC if shape_alone(config, model) else PATHS["model"]).format(model=model)
+
+
+def latency_flags(config: Mapping[str, Any], model: str) -> list[str]:
+    """Command-line words for which model is timed, and how."""
+    own, flag = config["latency"], "--shape" if shape_alone(config, model) else "--model"
+    words = [flag, *folders([timed_model(config, model)])]
+    words += flags(own, "lengths", "budgets", "repeats", "warmups", "ways")
+    return words + (["--batches"] if own["batches"] else [])
 
 
 def parts(
@@ -206,6 +244,8 @@ def learning_rate(config: Mapping[str, Any], model: str, root: Path = Path()) ->
 def train_flags(config: Mapping[str, Any]) -> list[str]:
     """Command-line words for the training prompts: an offline mixture, or data sets."""
     train = config["train"]
+    if train is None:
+        return []
     if train["sources"] is None:
         return flags(train, "samples", "lengths", "response_tokens", "mixture")
     sources = [json.dumps({k: v for k, v in source.items() if v is not None}) for source in train["sources"]]
@@ -214,17 +254,19 @@ def train_flags(config: Mapping[str, Any]) -> list[str]:
 
 def paths(config: Mapping[str, Any]) -> SimpleNamespace:
     """PATHS with the study's and the training arm's names filled in; the wildcards stay."""
-    names = {"{study}": config["study"], "{arm}": config["train"]["arm"]}
+    names = {"{study}": config["study"], "{arm}": (config["train"] or {"arm": "main"})["arm"]}
     return SimpleNamespace(
         **{key: re.sub("{study}|{arm}", lambda m: names[m[0]], path) for key, path in PATHS.items()}
     )
 
 
 def targets(config: Mapping[str, Any]) -> list[str]:
-    """What `snakemake all` makes: every report, and MT-Bench's answers, which need no judge."""
-    rendered = [f"reports/{name}.{ending}" for name, endings in REPORTS.items() for ending in endings]
+    """What `snakemake all` makes: every report that its figures allow, where everything came from, and
+    MT-Bench's answers, which need no judge."""
+    kinds = REPORTS if sample_files(config) else ["latency"]
+    rendered = [f"reports/{name}.{ending}" for name in kinds for ending in REPORTS[name]]
     answers = [paths(config).answers.format(model=model) for model in config["models"]]
-    return (rendered if sample_files(config) else []) + (answers if config.get(MTBENCH) else [])
+    return [*rendered, paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
@@ -273,8 +315,8 @@ def local(source: str) -> str:
 
 
 def folders(files: Iterable[str]) -> list[str]:
-    """The folders that marker files (model.json, lookahead.json) stand for."""
-    return [str(Path(file).parent) for file in files]
+    """The folders that marker files (model.json, lookahead.json) stand for; a spec stands for itself."""
+    return [file if file.endswith(".yaml") else str(Path(file).parent) for file in files]
 
 
 def shell_prefix(cpus: int) -> str:
@@ -319,16 +361,41 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
         raise UserError(
             f"{source}, latency.methods: {FULL!r} is missing; overheads are counted from it, so add it"
         )
+    train = study["train"]
     for name in [*study["models"], *(d for d in study["speckv"]["drafts"].values() if d != SELF)]:
         spec = model_spec(name, root, source)
-        if name in study["models"] and not (study["train"]["learning_rate"] or spec["learning_rate"]):
+        if train and name in study["models"] and not (train["learning_rate"] or spec["learning_rate"]):
             raise UserError(
                 f"{source}, train.learning_rate: missing, and config/models/{name}.yaml has none; "
                 "give a number above 0"
             )
-    _check_training(study["train"], source)
+    if train:
+        _check_training(train, source)
+    elif needing := trained(study):
+        raise UserError(
+            f"{source}, train: missing, and lookaheadkv needs modules for {', '.join(needing)}; add it"
+        )
+    _check_latency(study, root, source)
     _check_benchmarks(study, root, source)
     return study
+
+
+def _check_latency(study: Mapping[str, Any], root: Path, source: str) -> None:
+    repeats, lengths = study["latency"]["repeats"], study["latency"]["lengths"]
+    if isinstance(repeats, list) and len(repeats) != len(lengths):
+        raise UserError(
+            f"{source}, latency.repeats: {len(repeats)} numbers for {len(lengths)} lengths; give one number, "
+            "or one a length"
+        )
+    for name in study["latency"]["random"]:
+        if name not in study["models"]:
+            raise one_of(f"model in {source}, latency.random:", name, study["models"])
+        for made in (name, draft(study, name, "latency")):
+            if made not in (None, SELF) and model_spec(made, root, source)["shape"] is None:
+                raise UserError(
+                    f"{source}, latency.random: config/models/{made}.yaml has no `shape` to make random "
+                    "weights from; add it, or time real ones"
+                )
 
 
 def _check_training(train: Mapping[str, Any], source: str) -> None:
@@ -365,8 +432,10 @@ def _check_benchmarks(study: Mapping[str, Any], root: Path, source: str) -> None
         "longbench": longbench.TASKS,
         "longproc": longproc.TASKS,
     }
-    if not any(study.get(benchmark) for benchmark in (*known, MTBENCH)):
-        raise UserError(f"{source}: no benchmark; give one or more of {', '.join([*known, MTBENCH])}")
+    if any(study.get(benchmark) for benchmark in (*known, MTBENCH)):
+        for key in ("methods", "budgets"):
+            if not study[key]:
+                raise UserError(f"{source}: the key {key!r} is missing or empty, which a benchmark needs")
     for benchmark, allowed in known.items():
         for task in tasks(study, benchmark):
             if task not in allowed:

@@ -55,7 +55,8 @@ def seconds(flop: float, moved: float) -> float:
     return max(flop / (FLOP_EFFICIENCY * PEAK_FLOPS), moved / (MEMORY_EFFICIENCY * PEAK_BYTES_S))
 
 
-def _prefill_flop(shape: Shape, length: int) -> float:
+def prefill_flop(shape: Shape, length: float) -> float:
+    """Of the blocks: linears, and causal attention at half of its square."""
     return 2 * shape.block_parameters * length + 2 * length**2 * shape.width * shape.layers
 
 
@@ -65,18 +66,18 @@ def _rows_flop(shape: Shape, rows: int, length: int) -> float:
 
 def row_share(shape: Shape, rows: int, length: int) -> float:
     """Operations of rows appended to a prompt, as a share of the prompt's own."""
-    return _rows_flop(shape, rows, length) / _prefill_flop(shape, length)
+    return _rows_flop(shape, rows, length) / prefill_flop(shape, length)
 
 
 def training_flop(shape: Shape, length: int, answer: int, n: int) -> float:
     """Operations of one prompt's training step: its prefill, the answer's pass for the target, and the n
     lookahead rows' pass, whose backward costs twice its forward."""
-    return _prefill_flop(shape, length) + _rows_flop(shape, answer + 3 * n, length)
+    return prefill_flop(shape, length) + _rows_flop(shape, answer + 3 * n, length)
 
 
 def prefill_s(shape: Shape, length: int) -> float:
-    """Linears, and causal attention at half of its square."""
-    return seconds(_prefill_flop(shape, length), NUMBER * shape.parameters)
+    """A whole prompt."""
+    return seconds(prefill_flop(shape, length), NUMBER * shape.parameters)
 
 
 def rows_s(shape: Shape, rows: int, length: int) -> float:

@@ -244,13 +244,18 @@ def latency(args: Arguments) -> None:
         loaded = _load(args)
         methods = _methods(args, loaded)
         prompts = {length: filler(loaded.tokenizer, length) for length in args.lengths}
+    if len(args.repeats) not in (1, len(args.lengths)):
+        raise UserError(
+            f"{len(args.repeats)} --repeats for {len(args.lengths)} --lengths; give one, or one a length"
+        )
+    each = args.repeats if len(args.repeats) > 1 else args.repeats * len(args.lengths)
     rows: list[dict[str, Any]] = []
     measured = latency(
         loaded,
         prompts,
         methods,
         args.budgets,
-        args.repeats,
+        dict(zip(args.lengths, each, strict=True)),
         args.warmups,
         args.study,
         "random" if args.shape else "real",

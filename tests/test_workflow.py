@@ -154,6 +154,19 @@ def test_adapters_are_trained_only_for_those_who_use_them(tmp_path: Path) -> Non
     assert planned(plan) == {"model": 1, "data_ruler": 1, "evaluate": 1, "latency": 1, "gather_latency": 1}
 
 
+def test_a_model_of_random_weights_is_timed_from_its_spec_with_nothing_fetched_or_trained(
+    clean: Path,
+) -> None:
+    found = snakemake(clean, "-np", *ALWAYS, "--configfile", "config/latency-h100.yaml", "--", "all").stdout
+    once = ("model", "data_train", "train", "gather_latency", "plot", "provenance", "study_config")
+    assert planned(found) == Counter({"latency": 4} | dict.fromkeys(once, 1))
+    assert "models/smollm2-135m-instruct/model.json" in found
+    assert "models/llama" not in found.replace("config/models/", "")
+    command = next(line for line in found.splitlines() if "--shape config/models/llama-3.1-8b" in line)
+    assert "--draft config/models/llama-3.2-1b-instruct.yaml" in command
+    assert "--repeats 10 10 10 10 3 1" in command and "--adapter" not in command
+
+
 def test_a_given_config_replaces_the_demo_whole(tiny_plan: str) -> None:
     assert "--mixture dictionary=1 log=1 --seed" in block(tiny_plan, "data_train")
 
@@ -265,7 +278,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
     [
         (_put("train.lr", 1), "key in x.yaml, train: 'lr'; known: arm, samples,"),
         (_rename("budgets", "budget"), "key in x.yaml: 'budget' (did you mean 'budgets'?); known: study"),
-        (_drop("budgets"), "x.yaml: the key 'budgets' is missing; it holds: a list of different integers"),
+        (_drop("budgets"), "x.yaml: the key 'budgets' is missing or empty, which a benchmark needs"),
         (_put("budgets", [64, 0]), "x.yaml, budgets[1]: 0 is not allowed; allowed: an integer of 1 or more"),
         (_put("budgets", [64, 64]), "x.yaml, budgets: [64, 64] is not allowed; allowed: a list of different"),
         (_put("budgets", "64"), 'x.yaml, budgets: "64" is not allowed'),
@@ -293,7 +306,10 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("train.learning_rate", None), "train.learning_rate: missing, and config/models/tiny"),
         (_put("protocol", {"name": "helm"}), "value in x.yaml, protocol.name: 'helm'; known: official, kvc"),
         (_put("protocol", "official"), 'x.yaml, protocol: "official" is not allowed; allowed: keys with'),
-        (_drop("ruler"), "x.yaml: no benchmark; give one or more of ruler, longbench, longproc, mtbench"),
+        (_drop("train"), "x.yaml, train: missing, and lookaheadkv needs modules for tiny-llama"),
+        (_put("latency.repeats", [2, 3]), "latency.repeats: 2 numbers for 1 lengths; give one"),
+        (_put("latency.random", ["tiny"]), "model in x.yaml, latency.random: 'tiny'; known: tiny-llama"),
+        (_put("latency.random", ["tiny-llama"]), "config/models/tiny-llama.yaml has no `shape` to make"),
         (_put("longbench", {"tasks": ["qaspr"], "source": "folder:x"}), "longbench.tasks: 'qaspr' (did you"),
         (_put("longbench", {"tasks": ["qasper"], "source": "x"}), 'longbench.source: "x" is not allowed'),
         (_put("longproc", {"tasks": ["html"], "data": "x"}), "longproc task in x.yaml, longproc.tasks:"),
@@ -391,9 +407,10 @@ def test_schemas_refuse_unknown_keys_and_describe_every_known_one(name: str) -> 
 # ---- helpers ----------------------------------------------------------------------------------------------
 
 
-def test_reports_of_all_are_what_the_rules_make(tiny_plan: str) -> None:
+def test_targets_of_all_are_what_the_rules_make(tiny_plan: str) -> None:
     tiny = study.read_config(ROOT / TINY, ROOT)
-    assert sorted(re.findall(r"reports/[\w.]+", block(tiny_plan, "all"))) == sorted(study.targets(tiny))
+    made = re.findall(r"(?:reports|results)/[\w./]+", block(tiny_plan, "all"))
+    assert sorted(made) == sorted(study.targets(tiny))
 
 
 def test_paths_leave_only_the_rules_wildcards(tiny: dict[str, Any]) -> None:

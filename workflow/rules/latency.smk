@@ -1,10 +1,10 @@
 # Times, with nothing beside them: the job takes every core and every GPU, and uses one of them. The other stages
-# have a higher priority, so that it does not keep them waiting.
+# have a higher priority, so that it does not keep them waiting. A model of `latency.random` is its spec.
 
 
 rule latency:
     input:
-        model=PATHS.model,
+        model=lambda wildcards: study.timed_model(config, wildcards.model),
         adapter=lambda wildcards: study.adapter(config, wildcards.model, "latency"),
         draft=lambda wildcards: study.draft_card(config, wildcards.model, "latency"),
     output:
@@ -18,10 +18,7 @@ rule latency:
         gpu=GPUS,
     params:
         version=study.VERSIONS["latency"],
-        model=subpath(input.model, parent=True),
-        options=study.flags(
-            config["latency"], "lengths", "budgets", "repeats", "warmups"
-        ),
+        options=lambda wildcards: study.latency_flags(config, wildcards.model),
         methods=lambda wildcards: study.methods(config, wildcards.model, "latency"),
         parts=lambda wildcards, input: study.parts(
             config, wildcards.model, input.adapter, input.draft, "latency"
@@ -29,5 +26,5 @@ rule latency:
         study=STUDY,
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv latency --model {params.model} {params.options} --methods {params.methods}"
+        "python -m lkv latency {params.options} --methods {params.methods}"
         " {params.parts} --study {params.study} --out {output.csv} {params.run} --log {log}"

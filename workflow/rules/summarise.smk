@@ -59,15 +59,15 @@ rule study_config:
         "printf %s {params.config:q} > {output.config} 2> {log}"
 
 
-# After the evaluation, whose end it states. It looks at the device, so it takes its turn on it.
+# After the evaluation (or the latency study that is alone), whose end it states. It looks at the device, so it takes its turn on it.
 rule provenance:
     input:
         config=PATHS.config,
-        accuracy=PATHS.accuracy,
-        models=expand(PATHS.model, model=study.needed_models(config)),
-        data=expand(PATHS.train_data, model=config["models"])
+        last=PATHS.accuracy if study.sample_files(config) else PATHS.latency,
+        models=expand(PATHS.model, model=study.fetched_models(config)),
+        data=expand(PATHS.train_data, model=study.trained(config))
         + study.files(config, "data"),
-        adapters=expand(PATHS.adapter, model=config["models"]),
+        adapters=expand(PATHS.adapter, model=study.trained(config)),
     output:
         json=PATHS.provenance,
     log:

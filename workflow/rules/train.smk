@@ -20,7 +20,7 @@ rule train:
         version=study.VERSIONS["train"],
         model=subpath(input.model, parent=True),
         folder=subpath(output.adapter, parent=True),
-        recipe=study.flags(
+        recipe=lambda wildcards: study.flags(
             config["train"],
             "arm",
             "steps",
