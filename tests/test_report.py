@@ -288,6 +288,65 @@ def test_latency_bars_are_the_phases_and_failures_are_said(study):
     assert all("(ms)" in axis.get_xlabel() for axis in figure.axes)
 
 
+def timings_of_lengths(root: Path, lengths: tuple[int, ...], gpu: bool) -> pd.DataFrame:
+    """latency.csv of a cheap and a dear method, the dear one not at the longest length."""
+    rows = []
+    for length in lengths:
+        base = {
+            "study": "s",
+            "model": "big",
+            "weights": "random",
+            "length": length,
+            "repeats": 3,
+            "status": "ok",
+        }
+        base |= {"device": "GPU" if gpu else "CPU", "backend": "sdpa", "dtype": "bfloat16"}
+        for method, way, overhead in (
+            ("full", "fused", 0.0),
+            ("laq", "fused", 200.0),
+            ("lookaheadkv", "fused, single pass", length / 1000),
+            ("lookaheadkv", "fused, single pass, layer by layer", length / 900),
+        ):
+            own = base | {"method": method, "implementation": way, "budget": 128 if overhead else 0}
+            if method == "laq" and length == max(lengths):
+                rows.append(own | {"phase": "total", "status": "out of memory"})
+                continue
+            if overhead:
+                rows.append(own | {"phase": "observe", "median_ms": overhead})
+            if gpu and way in ("fused", "fused, single pass") and method != "laq":
+                batch = {"batch": 64, "max_batch": 4000 if overhead else 100, "tokens_per_s": 9e3}
+                rows.append(own | {"phase": "decode_batch", "median_ms": 7} | batch)
+            total = {"overhead_ms": overhead, "overhead_pct": overhead / 5, "tokens_per_s": 99.0}
+            total |= {"theory_ms": overhead / 2, "peak_prefill_bytes": 2**34} if gpu else {}
+            rows.append(own | {"phase": "total", "median_ms": 500 + overhead} | total)
+    records.write_csv(root / "latency.csv", rows, records.LATENCY_COLUMNS)
+    return pd.DataFrame(rows)
+
+
+def test_many_lengths_are_curves_with_the_parts_at_the_longest_that_all_were_timed_at(tmp_path):
+    lengths = (4096, 8192, 16384, 32768)
+    frame = timings_of_lengths(tmp_path, lengths, gpu=True)
+    overheads, parts, decoding, memory = latency(tmp_path).axes
+    assert overheads.get_title(loc="left") == "big, C = 128"
+    lines = [list(line.get_ydata()) for line in overheads.lines]
+    own = frame[(frame["phase"] == "total") & (frame["implementation"] == "fused, single pass")]
+    assert [200.0] * 3 in lines and [100.0] * 3 in lines  # LAQ and its theory, not at 32K
+    assert list(own["overhead_ms"]) in lines and list(own["theory_ms"]) in lines
+    assert [label.get_text() for label in overheads.get_xticklabels()] == ["4K", "8K", "16K", "32K"]
+    assert "16,384 tokens, plain prefill 500 ms" in texts(parts)
+    names = [label.get_text() for label in parts.get_yticklabels()]
+    assert names == ["", "LAQ", "LookaheadKV", "LookaheadKV,\nlayer by layer"]
+    named = [line.get_label() for line in decoding.lines]
+    assert "full cache, as many as fit" in named and "evicted, as many as fit (64 at most)" in named
+    assert [line.get_label() for line in memory.lines] == ["plain", "evict after", "layer by layer"]
+    assert list(memory.lines[0].get_ydata()) == [16.0] * 4
+
+
+def test_without_a_gpu_there_is_neither_peak_memory_nor_a_largest_batch_to_draw(tmp_path):
+    timings_of_lengths(tmp_path, (256, 512, 1024, 2048), gpu=False)
+    assert len(latency(tmp_path).axes) == 2
+
+
 def test_a_study_of_the_full_cache_alone_has_no_overhead_to_plot(study, tmp_path):
     frame = records.read_csv(study / "latency.csv", records.LATENCY_COLUMNS)
     records.write_csv(tmp_path / "latency.csv", frame[frame["method"] == "full"], records.LATENCY_COLUMNS)

@@ -41,6 +41,7 @@ STYLES = {
 # Overhead phases in the order of the pipeline: label, colour, hatch.
 PHASES = {
     "rows": ("extra rows in prefill", "#56B4E9", ""),
+    "lora": ("LoRA on them", "#F0E442", "xxxx"),
     "draft": ("draft", "#E69F00", "////"),
     "observe": ("observe", "#0072B2", ""),
     "select": ("select", "#009E73", "\\\\\\\\"),
