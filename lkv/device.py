@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -73,4 +74,5 @@ def describe(device: torch.device) -> tuple[str, str | None]:
 
 def _driver() -> str | None:
     version = Path("/proc/driver/nvidia/version")
-    return version.read_text().splitlines()[0] if version.is_file() else None
+    found = re.search(r"\d+(\.\d+)+", version.read_text()) if version.is_file() else None
+    return found[0] if found else None

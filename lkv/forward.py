@@ -45,7 +45,11 @@ def implementation(model: PreTrainedModel) -> str:
     """What runs, for the column of the same name: fused kernels, our loop in plain torch, transformers'."""
     if not ours(model):
         return "transformers"
-    return "fused" if kernels.usable(next(model.parameters())) else "torch"
+    return "fused" if kernels.usable(next(model.parameters()), _head_dim(model)) else "torch"
+
+
+def _head_dim(model: PreTrainedModel) -> int:
+    return int(model.base_model.layers[0].self_attn.head_dim)  # type: ignore[index, union-attr]
 
 
 def states(
@@ -86,7 +90,7 @@ def _loop(
     cos, sin = base.rotary_emb(hidden, positions)  # type: ignore[operator]
     ops: Any = blocks
     few = False
-    if kernels.usable(hidden) and not hidden.requires_grad:
+    if kernels.usable(hidden, layers[0].self_attn.head_dim) and not hidden.requires_grad:
         from lkv.kernels import blocks as ops
         from lkv.kernels import linear as fused
 

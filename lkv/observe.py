@@ -66,7 +66,7 @@ def _fused(queries: Tensor) -> bool:
 
 
 def _on_kernels(queries: Tensor) -> bool:
-    return queries.shape[-1] <= kernels.MAX_HEAD_DIM and kernels.usable(queries)
+    return kernels.usable(queries, queries.shape[-1])
 
 
 def reference(

@@ -20,23 +20,30 @@ CAPABILITY = (8, 0)  # bfloat16 matrix products
 MAX_HEAD_DIM = 256
 
 
-def usable(tensor: Tensor) -> bool:
-    """Whether the kernels take this tensor; where they don't on a GPU, one notice says why."""
-    return tensor.is_cuda and _usable(tensor.device, tensor.dtype)
+def usable(tensor: Tensor, head_dim: int = 0) -> bool:
+    """Whether the kernels take this tensor (and heads so wide). Where not, on a GPU, one notice says why."""
+    return tensor.is_cuda and _usable(tensor.device, tensor.dtype, head_dim)
 
 
 @cache
-def _usable(device: torch.device, dtype: torch.dtype) -> bool:
+def _usable(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     reason = None
     if torch.cuda.get_device_capability(device) < CAPABILITY:
         reason = f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
     elif dtype not in (torch.bfloat16, torch.float16, torch.float32):
         reason = f"they do not take {dtype}"
+    elif head_dim > MAX_HEAD_DIM:
+        reason = f"heads of {head_dim} are wider than {MAX_HEAD_DIM}"
     else:
         try:
             import triton  # noqa: F401
         except ImportError:
             reason = "triton is not installed"
     if reason is not None:
-        log.warning("fused kernels are off, plain torch runs instead: %s", reason)
+        _say(reason)
     return reason is None
+
+
+@cache  # once a reason
+def _say(reason: str) -> None:
+    log.warning("fused kernels are off, plain torch runs instead: %s", reason)
