@@ -44,10 +44,11 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="files of lkv data ruler")
     parser.add_argument("--samples", type=int, required=True, help="of each file, the first so many")
     parser.add_argument("--budgets", nargs="+", type=int, required=True)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
     torch.nn.Module.to(model, device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     pipe = KVPressTextGenerationPipeline(model=model, tokenizer=tokenizer, device=device)
@@ -92,7 +93,7 @@ def main() -> None:
         "methods": " ".join(["full", *METHODS]),
         "budgets": " ".join(map(str, args.budgets)),
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "dtype": "bfloat16",
+        "dtype": args.dtype,
     }
     with args.out.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")

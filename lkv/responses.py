@@ -32,14 +32,6 @@ def check_fits(loaded: Loaded, longest: int, tokens: int) -> None:
         )
 
 
-def respond(
-    loaded: Loaded, prompts: Sequence[dict[str, Any]], tokens: int, at_once: int
-) -> Iterator[dict[str, Any]]:
-    """Each prompt with "response": up to `tokens` greedy token ids, the stop token left out, by length."""
-    by_length = sorted(prompts, key=lambda prompt: (prompt["length"], prompt["id"]))
-    return _responses(loaded, tqdm(by_length, desc="responses", unit="prompt"), tokens, at_once)
-
-
 def respond_sharded(
     loaded: Loaded,
     prompts: Stored,
@@ -74,7 +66,7 @@ def respond_sharded(
     with tqdm(total=len(prompts), desc="responses", unit="prompt") as bar:
 
         def answers(part: Sequence[int]) -> Iterator[dict[str, Any]]:
-            for prompt in _responses(loaded, (prompts[i] for i in part), tokens, at_once):
+            for prompt in respond(loaded, (prompts[i] for i in part), tokens, at_once):
                 yield {"id": prompt["id"], "response": prompt["response"]}
                 bar.update()
 
@@ -86,10 +78,13 @@ def respond_sharded(
     return paths
 
 
-def _responses(
+def respond(
     loaded: Loaded, prompts: Iterable[dict[str, Any]], tokens: int, at_once: int
 ) -> Iterator[dict[str, Any]]:
-    """Answers in the order of the prompts, `at_once` at a time: as few prefills as may be, one decode."""
+    """Each prompt with "response": up to `tokens` greedy token ids, the stop token left out.
+
+    `prompts` are sorted by length; `at_once` share as few prefills as may be, and one decode.
+    """
     waiting = iter(prompts)
     while part := list(islice(waiting, at_once)):
         rows, first = list[Row](), list[int]()

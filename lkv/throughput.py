@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lkv import device as devices
+from lkv.errors import UserError
 from lkv.evaluate import evaluate
 from lkv.interface import Method
 from lkv.models import Loaded
@@ -29,7 +29,7 @@ def throughput(
     runs: int = 2,
 ) -> list[dict[str, Any]]:
     """Evaluates the tasks' records `runs` times from nothing, a row each. The first compiles and captures."""
-    rows = []
+    rows, cuda = [], loaded.model.device.type == "cuda"
     samples = sum(map(len, tasks))
     cells = samples * (1 + len(methods) * len(budgets))
     for run in range(1, runs + 1):
@@ -39,7 +39,7 @@ def throughput(
             for number, records in enumerate(tasks):
                 paths = folder / f"{number}.jsonl", folder / f"{number}.csv"
                 evaluate(loaded, records, methods, budgets, "throughput", 0, *paths)
-            if loaded.model.device.type == "cuda":
+            if cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
             new_tokens = sum(_new_tokens(folder / f"{number}.csv") for number in range(len(tasks)))
@@ -55,7 +55,7 @@ def throughput(
                 "cells_per_s": cells / seconds,
                 "methods": " ".join(["full", *(method.name for method in methods)]),
                 "budgets": " ".join(map(str, budgets)),
-                "device": devices.describe(loaded.model.device)[0],
+                "device": torch.cuda.get_device_name() if cuda else "CPU",
                 "dtype": loaded.dtype,
             }
         )
@@ -71,7 +71,15 @@ def ratio(ours: Sequence[Mapping[str, Any]], against: Path) -> str:
     """One line: this harness' last run against the last row that another engine wrote."""
     theirs = read_csv(against, THROUGHPUT_COLUMNS).iloc[-1]
     mine = ours[-1]
+    for column in ("model", "samples", "cells", "methods", "budgets", "device", "dtype"):
+        here, there = (sorted(str(row[column]).split()) for row in (mine, theirs))
+        if here != there:
+            raise UserError(
+                f"{against} is of another grid: {column} {theirs[column]!s}, here {mine[column]!s}; "
+                "run both alike, on one machine"
+            )
     return (
         f"{mine['cells_per_s']:.1f} cells/s against {theirs['cells_per_s']:.2f} of {theirs['engine']}: "
-        f"{mine['cells_per_s'] / theirs['cells_per_s']:.0f} times"
+        f"{mine['cells_per_s'] / theirs['cells_per_s']:.0f} times (new tokens {mine['new_tokens']:,} and "
+        f"{theirs['new_tokens']:,})"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_rows_that_end_early_leave_the_others_answers_as_they_are(
     done = decode(model, rows, NEW, stop)
     assert done.tokens == [cut(answer, stop) for answer in alone]
     lasting = sum(cut(answer, stop) == answer for answer in alone)
-    assert sizes[0] == 6 and all(less <= more // 2 for more, less in zip(sizes, sizes[1:], strict=False))
+    assert sizes[0] == 6 and all(less <= more // 2 for more, less in pairwise(sizes))
     assert len(sizes) == 1 if lasting > 3 else len(sizes) > 1
     assert done.steps == NEW - 1 if lasting else done.steps < NEW - 1
 

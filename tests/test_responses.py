@@ -46,6 +46,10 @@ def answer(loaded: Loaded, prompts: Stored, folder: Path, **changes: Any) -> lis
     return respond_sharded(loaded, prompts, folder=folder, **settings)
 
 
+def responses_of(loaded: Loaded, prompts: Stored, at_once: int) -> list[dict[str, Any]]:
+    return list(respond(loaded, sorted(prompts, key=lambda p: (p["length"], p["id"])), TOKENS, at_once))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -65,7 +69,7 @@ class Interrupted:
 
 
 def test_answers_are_the_models_own_whatever_lengths_share_a_batch(loaded: Loaded, prompts: Stored) -> None:
-    answered = list(respond(loaded, prompts, TOKENS, at_once=4))
+    answered = responses_of(loaded, prompts, at_once=4)
     assert [p["length"] for p in answered] == sorted(LENGTHS)
     for prompt in answered:
         ids = torch.tensor([prompt["ids"]])
@@ -84,7 +88,7 @@ def test_shards_hold_an_answer_for_each_prompt_and_go_by_length(
     assert [len(part) for part in records] == [3, 3, 3, 2]
     ids = [record["id"] for part in records for record in part]
     assert ids == sorted(range(len(LENGTHS)), key=lambda i: (LENGTHS[i], i))
-    together = {p["id"]: p["response"] for p in respond(loaded, prompts, TOKENS, at_once=1)}
+    together = {p["id"]: p["response"] for p in responses_of(loaded, prompts, at_once=1)}
     assert {record["id"]: record["response"] for part in records for record in part} == together
 
 
@@ -92,7 +96,7 @@ def test_the_joined_file_has_the_prompts_in_order_with_their_answers(
     loaded: Loaded, prompts: Stored, tmp_path: Path
 ) -> None:
     join(tmp_path / "all.jsonl", prompts, answer(loaded, prompts, tmp_path / "a"), seed=3)
-    own = {p["id"]: p["response"] for p in respond(loaded, prompts, TOKENS, at_once=1)}
+    own = {p["id"]: p["response"] for p in responses_of(loaded, prompts, at_once=1)}
     assert list(load(tmp_path / "all.jsonl")) == [{**p, "response": own[p["id"]]} for p in prompts]
     facts = json.loads((tmp_path / "all.json").read_text())
     assert facts["seed"] == 3 and facts["records"] == len(LENGTHS)

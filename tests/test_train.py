@@ -37,6 +37,7 @@ def answered(loaded, number):
         length = (64, 96)[i % 2]
         ids = torch.randint(0, 256, (length,), generator=generator).tolist()
         bare.append({"id": i, "length": length, "kind": "table", "ids": ids})
+    bare.sort(key=lambda prompt: prompt["length"])
     return sorted(respond(loaded, bare, tokens=8, at_once=5), key=lambda p: p["id"])
 
 
