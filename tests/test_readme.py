@@ -17,10 +17,12 @@ from lkv import cli, registry
 from lkv.generate import generate
 from lkv.lookahead import LookaheadKV
 from lkv.models import obtain
+from lkv.records import LATENCY_COLUMNS, read_csv
 
 FOLDER = "models/smollm2-135m-instruct"
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PERFORMANCE = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "baselines/README.md").read_text(encoding="utf-8")
 
 
@@ -43,13 +45,41 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
 
 def test_every_lkv_command_in_the_documents_parses():
     seen = []
-    for text in (README, (ROOT / "config/README.md").read_text(encoding="utf-8")):
+    for text in (README, PERFORMANCE, (ROOT / "config/README.md").read_text(encoding="utf-8")):
         for block in blocks(text, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("lkv "):
                     cli.parser().parse_args(shlex.split(line, comments=True)[1:])
                     seen.append(line)
     assert seen
+
+
+COLUMNS = ("full", "lookaheadkv", "snapkv", "laq", "speckv")  # of both tables: plain prefill, then overheads
+
+
+@pytest.mark.parametrize("text", [README, PERFORMANCE], ids=["README.md", "docs/performance.md"])
+def test_the_documented_latencies_are_those_of_the_committed_study(text):
+    frame = read_csv(ROOT / "results/latency-h100/latency.csv", LATENCY_COLUMNS)
+    whole = ~frame["implementation"].str.contains("layer by layer")
+    frame = frame[(frame["phase"] == "total") & frame["budget"].isin([0, 128]) & whole]
+    totals = frame.set_index(["method", "length"])
+    [table] = re.findall(r"^\| prompt \| plain prefill .*\n\|.*\n((?:\|.*\n)+)", text, re.M)
+    shown = 0
+    for line in table.splitlines():
+        length, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        tokens = int(length.split("K")[0]) * 1024
+        for method, cell in zip(COLUMNS, cells, strict=True):
+            if cell == "–":
+                continue
+            row = totals.loc[method, tokens]
+            ms = float(re.match(r"([\d,.]+) ms", cell)[1].replace(",", ""))
+            assert ms == pytest.approx(
+                row["median_ms" if method == "full" else "overhead_ms"], rel=0.03, abs=0.05
+            )
+            if share := re.search(r"\(([\d.]+) %\)", cell):
+                assert float(share[1]) == pytest.approx(row["overhead_pct"], rel=0.03)
+            shown += 1
+    assert shown >= 10
 
 
 def test_files_that_the_readme_names_exist():
