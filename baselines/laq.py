@@ -18,8 +18,9 @@ import torch
 
 from baselines import snapkv
 from lkv.decode import decode
-from lkv.engine import Prefilled, evict
+from lkv.engine import evict
 from lkv.interface import Method, PromptRows, Recipe, Recorded
+from lkv.prefill import Prefilled
 from lkv.records import fingerprint
 
 DRAFT_TOKENS = 32

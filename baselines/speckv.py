@@ -16,14 +16,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lkv.draft import Writer, writer
-from lkv.engine import Prefilled, answer_tail, tail_of
+from lkv.engine import answer_tail, tail_of
 from lkv.interface import Method, PromptRows, Recipe, Tail
+from lkv.prefill import Prefilled
 from lkv.records import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
-    from transformers import PreTrainedTokenizerBase as Tokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lkv.models import Loaded
 
@@ -32,7 +32,7 @@ WINDOW = PromptRows(last=32, over="max")
 
 
 def method(
-    draft: Loaded | None = None, tokenizer: Tokenizer | None = None, tokens: int = DRAFT_TOKENS
+    draft: Loaded | None = None, tokenizer: PreTrainedTokenizerBase | None = None, tokens: int = DRAFT_TOKENS
 ) -> Method:
     """SpecKV with the model `draft` and the target's `tokenizer`; how they meet is lkv.draft's matter.
 

@@ -131,7 +131,7 @@ def _sizes(like: Row, rows: int, width: int) -> list[int]:
 
 
 class _Pool:
-    """A model's captured decoders by shape, all on one storage that grows when a shape asks for more."""
+    """A model's storage, which grows when a shape asks for more, and on it the captured decoders by shape."""
 
     def __init__(self) -> None:
         self.storage: _Storage | None = None
@@ -145,7 +145,8 @@ class _Pool:
                 self.storage = None  # given back before more is asked for
                 self.storage = _Storage.of(like, rows, width)
             found = Decoder(model, self.storage.cache(model, like, rows, width), record)
-            self.decoders[rows, width, record] = found
+            if found.graph is not None:
+                self.decoders[rows, width, record] = found
         return found
 
 
@@ -153,7 +154,7 @@ _pools: WeakKeyDictionary[PreTrainedModel, _Pool] = WeakKeyDictionary()
 
 
 def held_bytes(model: PreTrainedModel) -> int:
-    """Size of the storage that a model's captured steps work on."""
+    """Size of the storage that a model's rows are decoded on."""
     pool = _pools.get(model)
     if pool is None or pool.storage is None:
         return 0
@@ -161,18 +162,16 @@ def held_bytes(model: PreTrainedModel) -> int:
 
 
 def forget(model: PreTrainedModel) -> None:
-    """Gives a model's captured steps and their storage back."""
+    """Gives a model's storage for rows and its captured steps back."""
     if _pools.pop(model, None) is not None:
         torch.cuda.empty_cache()
 
 
 def _decoder(model: PreTrainedModel, rows: Sequence[Row], new: int, record: bool) -> Decoder:
     like, count, width = rows[0], len(rows), max(row.width for row in rows) + new
-    if model.device.type != "cuda":
-        cache = _Storage.of(like, count, width).cache(model, like, count, width)
-        return Decoder(model, cache, record)
-    pool = _pools.setdefault(model, _Pool())
-    return pool.decoder(model, like, rounded_up(count), -(-width // 64) * 64, record)
+    if model.device.type == "cuda":  # few shapes to capture
+        count, width = rounded_up(count), -(-width // 64) * 64
+    return _pools.setdefault(model, _Pool()).decoder(model, like, count, width, record)
 
 
 def rounded_up(rows: int) -> int:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lkv.chat import around
 from lkv.decode import decode
-from lkv.engine import compact, prefill
 from lkv.errors import UserError
+from lkv.prefill import compact, prefill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer

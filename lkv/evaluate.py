@@ -19,23 +19,13 @@ from lkv.cache import Row, entry_bytes, kept_bytes, stored_bytes
 from lkv.chat import record_ids, record_parts
 from lkv.decode import decode_all
 from lkv.device import memory
-from lkv.engine import (
-    Prefilled,
-    answer_tail,
-    check_budgets,
-    compact,
-    extend,
-    look,
-    observe,
-    prefill,
-    prefill_many,
-    prompts_at_once,
-)
+from lkv.engine import answer_tail, check_budgets, look, observe
 from lkv.errors import UserError
 from lkv.interface import Importance, Method, PromptRows, Recipe
 from lkv.journal import Journal
 from lkv.models import Loaded
 from lkv.observe import top_recall
+from lkv.prefill import Prefilled, compact, extend, prefill, prefill_many, prompts_at_once
 from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
 from lkv.registry import FULL
 from lkv.select import Kept, candidates, choose

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from lkv.attention import Pass, observable
 from lkv.cache import full_layers, make_evictable
 from lkv.decode import decode
-from lkv.engine import Prefilled, check_budgets, observe, prefill_layerwise, watcher
+from lkv.engine import check_budgets, observe, prefill_layerwise
 from lkv.errors import UserError
 from lkv.interface import Importance, Method, PromptRows
 from lkv.models import stop_ids
+from lkv.prefill import Prefilled, watcher
 from lkv.select import select
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from lkv.engine import Prefilled
+    from lkv.prefill import Prefilled
 
 Importance: TypeAlias = "list[Tensor]"  # one [B, H, N] float32 a full-attention layer
 

@@ -26,18 +26,12 @@ from lkv import device as devices
 from lkv.cache import Row, entry_bytes
 from lkv.data.documents import haystack
 from lkv.decode import Clock, decode, forget, held_bytes
-from lkv.engine import (
-    check_budgets,
-    evicted,
-    prefill_layerwise,
-    prefill_scored,
-    rides_along,
-    score_errors,
-)
+from lkv.engine import check_budgets, evicted, prefill_layerwise, prefill_scored, score_errors
 from lkv.errors import UserError
 from lkv.forward import implementation
 from lkv.interface import Adapter, Method, PromptRows, Tail
 from lkv.models import Loaded, shape_of
+from lkv.prefill import rides_along
 from lkv.registry import FULL
 from lkv.theory import Shape, overhead_s, row_share
 

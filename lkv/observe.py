@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lkv import kernels
 from lkv.interface import Over, Recipe
 from lkv.select import candidate_scores
 
-CHUNK_BYTES = 256 << 20  # of float32 logits held at a time
+CHUNK_BYTES = (2 << 20, 256 << 20)  # of float32 logits at a time: in a CPU's cache; enough work for a GPU
 
 
 class Sight(NamedTuple):
@@ -89,27 +90,31 @@ def reference(
     batch, heads, rows, dim = queries.shape
     kv_heads, stored = keys.shape[1], keys.shape[2]
     keys = keys.float().transpose(-1, -2)
-    step = max(1, CHUNK_BYTES // (4 * batch * heads * stored))
+    step = max(16, CHUNK_BYTES[keys.is_cuda] // (4 * batch * heads * stored))
     counted = torch.ones(batch, rows, device=keys.device) if valid is None else valid.float()
     total: Tensor | None = None
     for start in range(0, rows, step):
-        block = queries[:, :, start : start + step].float()
+        block = queries[:, :, start : start + step].float() * scaling
         n = block.shape[2]
+        # Keys that no row of the block sees are left out where that is known.
+        seen = min(stored, first + start + n) if isinstance(first, int) else stored
         # Query heads of one KV head share its keys: fold them into the rows.
-        logits = block.reshape(batch, kv_heads, -1, dim) @ keys * scaling
-        logits = logits.view(batch, heads, n, stored)
+        logits = block.reshape(batch, kv_heads, -1, dim) @ keys[..., :seen]
+        logits = logits.view(batch, heads, n, seen)
         if first is not None:
             begin = first.view(-1, 1) if isinstance(first, Tensor) else first
             own = torch.arange(start, start + n, device=keys.device).view(1, -1) + begin
-            hidden = torch.arange(stored, device=keys.device) > own[..., None]
+            hidden = torch.arange(seen, device=keys.device) > own[..., None]
             logits = logits.masked_fill(hidden[:, None], float("-inf"))
-        weights = logits.softmax(-1)[..., :prompt] * counted[:, None, start : start + n, None]
+        weights, counts = logits.softmax(-1), counted[:, None, start : start + n]
         if over == "mean":
-            part = weights.sum(2)
-            total = part if total is None else total + part
+            part = (counts[:, :, None] @ weights).squeeze(2)
         else:
-            part = weights.amax(2)
-            total = part if total is None else torch.maximum(total, part)
+            part = (weights * counts[..., None]).amax(2)
+        part = F.pad(part, (0, max(0, prompt - seen)))[..., :prompt]
+        if total is not None:
+            part = total + part if over == "mean" else torch.maximum(total, part)
+        total = part
     assert total is not None, "no observers"
     return total / counted.sum(1).clamp(min=1)[:, None, None] if over == "mean" else total
 

@@ -15,9 +15,9 @@ from lkv.cache import Row
 from lkv.data.frozen import freeze
 from lkv.data.shards import Notify, Stored, finished
 from lkv.decode import decode_all
-from lkv.engine import Prefilled, compact, prefill, prefill_many, prompts_at_once
 from lkv.errors import UserError
 from lkv.models import Loaded
+from lkv.prefill import Prefilled, compact, prefill, prefill_many, prompts_at_once
 
 log = logging.getLogger("lkv")
 

@@ -26,13 +26,14 @@ from tqdm import tqdm
 from lkv import device as devices
 from lkv.cache import stored_bytes
 from lkv.data.shards import Stored
-from lkv.engine import Prefilled, answer_tail, look, prefill
+from lkv.engine import answer_tail, look
 from lkv.errors import UserError
 from lkv.interface import Importance, Tail
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, shape_of
 from lkv.observe import kl_divergence
 from lkv.parallel import Group
+from lkv.prefill import Prefilled, prefill
 from lkv.records import TRAINING_COLUMNS, atomic_write, fingerprint, write_csv
 from lkv.theory import training_flop
 

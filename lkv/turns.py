@@ -20,12 +20,13 @@ from lkv.bench import mtbench
 from lkv.cache import Row, full_layers, kept_bytes
 from lkv.chat import chat_ids
 from lkv.decode import decode_all
-from lkv.engine import Prefilled, check_budgets, compact, extend, observe, prefill
+from lkv.engine import check_budgets, observe
 from lkv.errors import UserError
 from lkv.evaluate import ROWS_AT_ONCE
 from lkv.interface import Method
 from lkv.journal import Journal
 from lkv.models import Loaded
+from lkv.prefill import Prefilled, compact, extend, prefill
 from lkv.records import fingerprint, write_jsonl
 from lkv.registry import FULL
 from lkv.select import Kept, select

@@ -13,9 +13,10 @@ from baselines import laq, snapkv, streamingllm
 from lkv import registry
 from lkv.attention import SDPA
 from lkv.decode import decode
-from lkv.engine import evict, observe, prefill
+from lkv.engine import evict, observe
 from lkv.errors import UserError
 from lkv.interface import PromptRows, Recipe
+from lkv.prefill import prefill
 from lkv.select import select
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -31,9 +31,9 @@ from lkv import verbs as stages
 from lkv.cli import main, parser
 from lkv.data.frozen import freeze, sidecar
 from lkv.decode import decode_all
-from lkv.engine import compact, prefill
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, load, obtain
+from lkv.prefill import compact, prefill
 from lkv.records import read_jsonl
 
 ROOT = Path(__file__).parents[1]

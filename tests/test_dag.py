@@ -25,6 +25,15 @@ SAMPLES = f"results/tiny/samples/{TASK}.csv"
 JOURNAL = f"results/tiny/journal/{TASK}.jsonl"
 SUMMARY = ("results/tiny/accuracy.csv", "results/tiny/paired.csv")
 CALL = (*ALWAYS, "--configfile", TINY, "--")
+SLOW_DISK = """
+import os, time
+real = os.fsync
+def fsync(file):
+    real(file)
+    if os.readlink(f"/proc/self/fd/{file}").endswith(".jsonl"):
+        time.sleep(5)
+os.fsync = fsync
+"""
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +113,15 @@ def test_evaluation_killed_in_the_middle_goes_on_to_the_same_bytes(finished: Pat
 
 
 def _run_until_journalled_then_kill(folder: Path, seconds: float = 120) -> None:
-    """SIGKILL to snakemake and its job as soon as the journal has a line."""
+    """SIGKILL to snakemake and its job as soon as the journal has a line; the disk is so slow that it has no
+    second group by then."""
+    slow = folder / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(SLOW_DISK)
     run = subprocess.Popen(
         [sys.executable, "-m", "snakemake", *CALL, SAMPLES],
         cwd=folder,
-        env=environment(),
+        env=environment() | {"PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

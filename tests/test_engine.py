@@ -17,23 +17,12 @@ from lkv import registry
 from lkv.attention import SDPA, observable
 from lkv.cache import full_layers, prompt_cache
 from lkv.decode import decode, decode_all
-from lkv.engine import (
-    answer_tail,
-    compact,
-    evict,
-    evicted,
-    extend,
-    look,
-    observe,
-    prefill,
-    prefill_layerwise,
-    prefill_many,
-    prefill_scored,
-)
+from lkv.engine import answer_tail, evict, evicted, look, observe, prefill_layerwise, prefill_scored
 from lkv.errors import UserError
 from lkv.generate import evicting, generate
 from lkv.interface import PromptRows, Recipe
 from lkv.lookahead import LookaheadKV
+from lkv.prefill import compact, extend, prefill, prefill_many
 from lkv.select import select
 
 NEW = 12

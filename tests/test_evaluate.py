@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM
 from lkv import evaluate as module
 from lkv.chat import chat_ids, record_parts
 from lkv.decode import decode
-from lkv.engine import compact, extend, observe, prefill
+from lkv.engine import observe
 from lkv.errors import UserError
 from lkv.evaluate import evaluate
 from lkv.interface import Method
 from lkv.journal import Journal
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, load, obtain
+from lkv.prefill import compact, extend, prefill
 from lkv.records import SAMPLE_COLUMNS
 from lkv.registry import FULL, METHODS, get
 from lkv.select import select

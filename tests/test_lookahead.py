@@ -12,11 +12,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from lkv.engine import look, prefill
+from lkv.engine import look
 from lkv.errors import UserError
 from lkv.interface import Tail
 from lkv.lookahead import LINEARS, LookaheadKV
 from lkv.observe import kl_divergence, reference
+from lkv.prefill import prefill
 from lkv.tiny import tiny_model
 
 

@@ -28,10 +28,11 @@ from lkv import models as module
 from lkv.attention import SDPA
 from lkv.chat import chat_ids
 from lkv.decode import decode
-from lkv.engine import answer_tail, evict, look, prefill
+from lkv.engine import answer_tail, evict, look
 from lkv.errors import UserError
 from lkv.lookahead import describe
 from lkv.models import CARD, Loaded, choose_dtype, load, obtain, read_card, stop_ids
+from lkv.prefill import prefill
 from lkv.registry import METHODS, get
 from lkv.study import read_spec
 from lkv.tiny import FAMILIES, SPECIALS, tiny_model, tiny_tokenizer

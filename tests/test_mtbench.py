@@ -24,12 +24,13 @@ from lkv.bench import judge as judging
 from lkv.bench import mtbench
 from lkv.bench.judge import JUDGEMENT_COLUMNS, Judge, judge, rating, to_samples, write_samples
 from lkv.chat import chat_ids, chat_text, conversation_text
-from lkv.engine import extend, observe, prefill
+from lkv.engine import observe
 from lkv.errors import UserError
 from lkv.interface import Method
 from lkv.journal import Journal
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, stop_ids
+from lkv.prefill import extend, prefill
 from lkv.records import SAMPLE_COLUMNS, read_csv, read_jsonl, write_jsonl
 from lkv.select import select
 from lkv.summarise import summarise

@@ -7,8 +7,9 @@ import torch
 
 from lkv import observe as maths
 from lkv.attention import SDPA
-from lkv.engine import answer_tail, look, prefill
+from lkv.engine import answer_tail, look
 from lkv.interface import PromptRows, Tail
+from lkv.prefill import prefill
 
 
 def eager_attention(model, ids, embeds=None):
@@ -88,7 +89,7 @@ def test_importance_does_not_depend_on_how_rows_are_chunked(monkeypatch, over):
     queries, keys = torch.randn(2, 6, 33, 8, generator=g), torch.randn(2, 3, 50, 8, generator=g)
     valid = torch.rand(2, 33, generator=g) < 0.8
     whole = maths.reference(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
-    monkeypatch.setattr(maths, "CHUNK_BYTES", 4 * 2 * 6 * 50 * 5)
+    monkeypatch.setattr(maths, "CHUNK_BYTES", (1, 1))  # 16 rows, the least
     pieces = maths.reference(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
     torch.testing.assert_close(whole, pieces, rtol=1e-6, atol=1e-7)
 

@@ -20,9 +20,10 @@ from lkv import draft as module
 from lkv import registry
 from lkv.chat import chat_ids
 from lkv.draft import translated
-from lkv.engine import evict, observe, prefill
+from lkv.engine import evict, observe
 from lkv.errors import UserError
 from lkv.models import Loaded, load_tokenizer
+from lkv.prefill import prefill
 from lkv.select import select
 from lkv.tiny import tiny_tokenizer
 
