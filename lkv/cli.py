@@ -321,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     p = verb(
         verbs.throughput,
         "throughput",
-        "lkv throughput --model models/M --data niah.jsonl vt.jsonl --methods snapkv pyramidkv "
+        "lkv throughput --model models/M --data niah.jsonl vt.jsonl --methods snapkv random "
         "--budgets 64 128 --out throughput.csv",
     )
     runs_model(p)
