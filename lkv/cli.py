@@ -120,6 +120,12 @@ def parser() -> argparse.ArgumentParser:
         )
         made.add_argument("--kernel", type=_positive, default=7, help="entries pooled")
         made.add_argument("--order", choices=["group_pool", "pool_group"], default="group_pool")
+        made.add_argument(
+            "--beside",
+            type=_count,
+            default=0,
+            help="the prompt's last tokens that look as well as LookaheadKV's",
+        )
 
     def compares(made: argparse.ArgumentParser, study: bool = True) -> None:
         adapts(made)
@@ -223,7 +229,10 @@ def parser() -> argparse.ArgumentParser:
     )
     runs_model(p)
     p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--arm", default="main")
+    p.add_argument("--arm", default="main", help="a name for this choice of data and settings")
+    p.add_argument("--tokens", type=_positive, default=32, help="lookahead tokens")
+    p.add_argument("--lora", choices=["all", "qk", "none"], default="all", help="linears that carry LoRA")
+    p.add_argument("--loss", choices=["kl", "mse"], default="kl")
     p.add_argument("--steps", type=_positive, required=True)
     p.add_argument("--batch", type=_positive, default=8)
     p.add_argument("--learning-rate", type=_rate, default=1e-3)
@@ -242,7 +251,15 @@ def parser() -> argparse.ArgumentParser:
     )
     runs_model(p)
     compares(p)
+    p.add_argument(
+        "--arms",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER[,KEY=VALUE...]",
+        help="adapters side by side, each with its pool, kernel, order, beside; the first is lookaheadkv",
+    )
     p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--samples", type=_positive, help="the first so many; default: all")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--journal", type=Path, required=True, help="finished cells; makes a second run resume")
     p.add_argument("--out", type=Path, required=True)
@@ -340,6 +357,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--paired", type=Path, required=True)
     p.add_argument("--seed", type=int, default=0)
+
+    p = verb(
+        verbs.ablation,
+        "ablation",
+        "lkv ablation --samples a.csv b.csv --arm main --out ablation.csv",
+    )
+    p.add_argument("--samples", nargs="+", type=Path, required=True, help="of lkv evaluate --arms")
+    p.add_argument("--arm", default="main", help="the arm that the others are compared with")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--seed", type=int, default=0)
+
+    p = verb(
+        verbs.arms,
+        "arms",
+        "lkv arms --cards results/mine/adapters/M/*/lookahead.json --out arms.csv",
+    )
+    p.add_argument("--cards", nargs="+", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True)
 
     p = verb(
         verbs.gather,

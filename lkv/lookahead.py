@@ -27,21 +27,22 @@ from lkv import kernels
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError
 from lkv.forward import LINEARS
-from lkv.interface import Method, Recipe, Tail
+from lkv.interface import Method, PromptRows, Recipe, Tail
 from lkv.records import atomic_write, read_json, require, sha256_file, write_json
 
 if TYPE_CHECKING:
     from lkv.generate import Generation
 
 TOKENS, RANK, ALPHA = 32, 8, 32
-LOOKING = LINEARS[:2]  # all that reaches the last layer's attention map
+LOOKING = LINEARS[:2]  # q and k: all that reaches the last layer's attention map
+ADAPTED = {"all": LINEARS, "qk": LOOKING, "none": ()}  # what carries LoRA; none: Judge Q's modules
 RECIPE = Recipe(pool="max", kernel=7, group="mean", order="group_pool")
 ADAPTER, LEARNED, CARD = "adapter_model.safetensors", "lookahead_tokens.safetensors", "lookahead.json"
 PEFT_PREFIX = "base_model.model."
 
 
-def adapted_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linears that carry LoRA, by module path: all seven a block, in the last looking layer q and k only.
+def adapted_linears(model: PreTrainedModel, lora: str = "all") -> dict[str, nn.Linear]:
+    """The linears that carry LoRA, by module path: those of ADAPTED[lora], in the last looking layer q and k.
 
     What comes after the last attention map reaches no score and would get no gradient (the published
     parameter counts agree: 5.40 M for Llama-3.2-1B, 20.55 M for Llama-3.1-8B).
@@ -51,7 +52,7 @@ def adapted_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     assert isinstance(layers, nn.ModuleList)
     prefix = model.base_model_prefix
     for i in range(last + 1):
-        for name in LINEARS if i < last else LOOKING:
+        for name in ADAPTED[lora] if i < last else ADAPTED[lora][:2]:
             module = layers[i].get_submodule(name)
             assert isinstance(module, nn.Linear)
             found[f"{prefix}.layers.{i}.{name}"] = module
@@ -82,9 +83,13 @@ class LookaheadKV(nn.Module):
         rank: int = RANK,
         alpha: int = ALPHA,
         seed: int = 0,
+        lora: str = "all",
     ) -> LookaheadKV:
-        """A fresh adapter: tokens normal with the embeddings' deviation, A as PEFT starts it, B zero."""
-        linears = adapted_linears(model)
+        """A fresh adapter: tokens normal with the embeddings' deviation, A as PEFT starts it, B zero.
+
+        `lora` is one of ADAPTED.
+        """
+        linears = adapted_linears(model, lora)
         table = embedding_table(model)
         shapes = {path: (linear.in_features, linear.out_features) for path, linear in linears.items()}
         adapter = cls(shapes, tokens, table.shape[1], rank, alpha)
@@ -180,18 +185,21 @@ class LookaheadKV(nn.Module):
 
         return add
 
-    def tail(self, batch: int = 1) -> Tail:
+    def tail(self, batch: int = 1, beside: PromptRows | None = None) -> Tail:
         """The observers: the learned tokens after each of `batch` prompts, the LoRA active on them."""
-        return Tail(self.tokens.expand(batch, -1, -1), adapter=self)
+        return Tail(self.tokens.expand(batch, -1, -1), adapter=self, beside=beside)
 
-    def method(self, recipe: Recipe = RECIPE) -> Method:
-        """LookaheadKV as a method of the registry; `recipe` is open for ablations."""
+    def method(
+        self, recipe: Recipe | None = None, beside: PromptRows | None = None, name: str = "lookaheadkv"
+    ) -> Method:
+        """LookaheadKV as a method of the registry; for ablations a recipe, and prompt rows that look too."""
         return Method(
-            "lookaheadkv",
-            recipe,
-            lambda prompt, budgets: [self.tail(prompt.ids.shape[0])] * len(budgets),
-            identity="".join(self.card.get("sha256", {}).values()),
-            ahead=lambda model, ids, settings: self.tail(ids.shape[0]),
+            name,
+            recipe or RECIPE,
+            lambda prompt, budgets: [self.tail(prompt.ids.shape[0], beside)] * len(budgets),
+            reads=() if beside is None else (beside,),
+            identity="".join(self.card.get("sha256", {}).values()) + ("" if beside is None else f"{beside}"),
+            ahead=lambda model, ids, settings: self.tail(ids.shape[0], beside),
         )
 
     def generate(
@@ -215,17 +223,18 @@ class LookaheadKV(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         base = self.card["base_model"]
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=self.paths,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=base["name"],
-            inference_mode=True,
-        ).to_dict()
-        config["target_modules"] = sorted(self.paths)  # PEFT holds a set: without order, without equal bytes
-        with atomic_write(folder / "adapter_config.json") as stream:
-            json.dump(config, stream, indent=2, sort_keys=True, default=str)
+        if self.paths:  # learned tokens alone are nothing that PEFT could read
+            config = LoraConfig(
+                r=self.rank,
+                lora_alpha=self.alpha,
+                target_modules=self.paths,
+                task_type="CAUSAL_LM",
+                base_model_name_or_path=base["name"],
+                inference_mode=True,
+            ).to_dict()
+            config["target_modules"] = sorted(self.paths)  # PEFT holds a set: without order or equal bytes
+            with atomic_write(folder / "adapter_config.json") as stream:
+                json.dump(config, stream, indent=2, sort_keys=True, default=str)
         pairs = {}
         for path, a, b in zip(self.paths, self.lora_a, self.lora_b, strict=True):
             pairs[f"{PEFT_PREFIX}{path}.lora_A.weight"] = a.detach().cpu().contiguous()

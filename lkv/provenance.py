@@ -23,7 +23,7 @@ PACKAGES = (
 )  # fmt: skip
 FROM_CARD = (
     "trained_on", "steps", "samples", "kl_first", "kl_last", "held_out_kl_before", "held_out_kl_after",
-    "parameters", "data_sha256", "sha256",
+    "held_out_recall", "tokens", "lora", "loss", "parameters", "data_sha256", "sha256",
 )  # fmt: skip
 
 

@@ -37,6 +37,11 @@ LATENCY_COLUMNS = (
     "cache_bytes", "peak_prefill_bytes", "peak_decode_bytes", "tokens_per_s", "max_batch", "status",
     "device", "backend", "dtype",
 )  # fmt: skip
+ABLATION_COLUMNS = ("arm", *ACCURACY_COLUMNS)
+ARMS_COLUMNS = (
+    "model", "arm", "tokens", "lora", "loss", "parameters", "steps", "samples", "held_out_kl_before",
+    "held_out_kl_after", "held_out_recall", "trained_on",
+)  # fmt: skip
 THROUGHPUT_COLUMNS = (
     "engine", "model", "run", "samples", "cells", "new_tokens", "seconds", "cells_per_s", "methods",
     "budgets", "device", "dtype",

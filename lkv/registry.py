@@ -10,7 +10,7 @@ from lkv.errors import UserError, one_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lkv.interface import Method, Recipe
+    from lkv.interface import Method, PromptRows, Recipe
     from lkv.lookahead import LookaheadKV
     from lkv.models import Loaded
 
@@ -38,11 +38,12 @@ def get(
     recipe: Recipe | None = None,
     draft: Loaded | Literal["self"] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    beside: PromptRows | None = None,
 ) -> Method:
     """The method called `name`.
 
-    `adapter` is needed, and `recipe` used, by lookaheadkv alone; by speckv alone `draft`, a loaded model with
-    the target's `tokenizer`, or "self".
+    `adapter` is needed, and `recipe` and `beside` (prompt rows that look as well) used, by lookaheadkv alone;
+    by speckv alone `draft`, a loaded model with the target's `tokenizer`, or "self".
     """
     if name not in METHODS:
         raise one_of(
@@ -53,7 +54,7 @@ def get(
             raise UserError(
                 "lookaheadkv needs its trained modules: give --adapter DIR (lkv train writes one)"
             )
-        return adapter.method(recipe) if recipe else adapter.method()
+        return adapter.method(recipe, beside)
     module, attribute = METHODS[name].split(":")
     found: Any = getattr(import_module(module), attribute)
     if name == "speckv":

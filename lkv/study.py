@@ -25,7 +25,7 @@ SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
 
 SPEC = "config/models/{model}.yaml"
 
-# {study} and {arm} are filled from the config, the rest are the rules' wildcards.
+# {study} is filled from the config, the rest are the rules' wildcards.
 PATHS = {
     "model": "models/{model}/model.json",
     "train_data": "data/{study}/train/{model}/{arm}.jsonl",
@@ -39,6 +39,10 @@ PATHS = {
     "answers": "results/{study}/answers/{model}/mtbench.jsonl",
     "judgements": "results/{study}/judgements/{model}.csv",
     "latency_part": "results/{study}/latency/{model}.csv",
+    "ablation_journal": "results/{study}/ablation/{model}/{task}@{length}.jsonl",
+    "ablation_samples": "results/{study}/ablation/{model}/{task}@{length}.csv",
+    "ablation": "results/{study}/ablation.csv",
+    "arms": "results/{study}/arms.csv",
     "accuracy": "results/{study}/accuracy.csv",
     "paired": "results/{study}/paired.csv",
     "training": "results/{study}/training.csv",
@@ -64,6 +68,10 @@ VERSIONS = {
 # The config key, and the flag of `lkv data ruler`, that says where a task's haystack comes from.
 SOURCES = {"essays": "haystack", "squad": "squad", "hotpotqa": "hotpotqa"}
 
+
+# What an arm may change: how it is trained, on what data, and how its importance becomes a choice.
+DATA_KEYS = ("samples", "lengths", "response_tokens", "mixture", "sources", "max_tokens")
+RECIPE_KEYS = ("pool", "kernel", "order", "beside")
 
 MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
 
@@ -157,7 +165,76 @@ def adapter(config: Mapping[str, Any], model: str, of: str | None = None) -> lis
     """The adapter's marker file, where LookaheadKV is among the methods and its weights matter."""
     if "lookaheadkv" not in methods(config, model, of) or shape_alone(config, model, of):
         return []
-    return [paths(config).adapter.format(model=model)]
+    return [paths(config).adapter.format(model=model, arm=main_arm(config))]
+
+
+def main_arm(config: Mapping[str, Any]) -> str:
+    """The arm that stands in every table as LookaheadKV."""
+    return str((config["train"] or {"arm": "main"})["arm"])
+
+
+def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm → the values of `train` and `lookaheadkv` that are its own: the main arm's first."""
+    if not config["train"]:
+        return {}
+    main = config["train"] | config["lookaheadkv"]
+    others = (config["ablation"] or {"arms": {}})["arms"]
+    return {main["arm"]: main} | {name: main | own | {"arm": name} for name, own in others.items()}
+
+
+def same_data(config: Mapping[str, Any], arm: str) -> str:
+    """The first arm whose training prompts are this arm's."""
+    return _first_alike(config, arm, DATA_KEYS)
+
+
+def same_modules(config: Mapping[str, Any], arm: str) -> str:
+    """The first arm whose trained modules are this arm's; the recipes may differ."""
+    return _first_alike(config, arm, [key for key in config["train"] if key != "arm"])
+
+
+def _first_alike(config: Mapping[str, Any], arm: str, keys: Sequence[str]) -> str:
+    known = arms(config)
+    return next(name for name, own in known.items() if all(own[key] == known[arm][key] for key in keys))
+
+
+def trained_arms(config: Mapping[str, Any]) -> list[str]:
+    """Arms that have modules of their own."""
+    return [name for name in arms(config) if same_modules(config, name) == name]
+
+
+def trained_data(config: Mapping[str, Any]) -> list[str]:
+    """Arms that have training prompts of their own."""
+    return list(dict.fromkeys(same_data(config, name) for name in trained_arms(config)))
+
+
+def arm_words(config: Mapping[str, Any], model: str) -> list[str]:
+    """Command-line words `arm=folder,key=value,…` for every arm of the ablation, the main one first."""
+    words = []
+    for name, own in arms(config).items():
+        of_arm = same_modules(config, name)
+        [folder] = folders([paths(config).adapter.format(model=model, arm=of_arm)])
+        words.append(f"{name}={folder}," + ",".join(f"{key}={own[key]}" for key in RECIPE_KEYS))
+    return words
+
+
+def ablation_flags(config: Mapping[str, Any]) -> list[str]:
+    own = config["ablation"]
+    return flags(own | {"budgets": own["budgets"] or config["budgets"]}, "budgets", "samples") if own else []
+
+
+def ablation_files(config: Mapping[str, Any]) -> list[str]:
+    """Every file of scored samples of the ablation; none where there is no ablation."""
+    own = config["ablation"]
+    if not own:
+        return []
+    pattern = paths(config).ablation_samples
+    return [
+        pattern.format(model=model, **c._asdict())
+        for model in config["models"]
+        for c in cells(config)
+        if (own["tasks"] is None or c.task in own["tasks"])
+        and (own["lengths"] is None or c.length in own["lengths"])
+    ]
 
 
 def shape_alone(config: Mapping[str, Any], model: str, of: str | None = "latency") -> bool:
@@ -198,7 +275,7 @@ def parts(
         "adapter": folders(adapters) or None,
         "draft": (folders(drafts) or [SELF]) if draft(config, model, of) else None,
     }
-    return flags(given, *given) + flags(config["lookaheadkv"], "pool", "kernel", "order")
+    return flags(given, *given) + flags(config["lookaheadkv"], *RECIPE_KEYS)
 
 
 def protocol_flags(config: Mapping[str, Any]) -> list[str]:
@@ -236,16 +313,17 @@ def judge_flags(config: Mapping[str, Any]) -> list[str]:
     return flags(own, *own) if own else []
 
 
-def learning_rate(config: Mapping[str, Any], model: str, root: Path = Path()) -> float:
-    """The study's, or the model's own."""
-    return float(config["train"]["learning_rate"] or model_spec(model, root)["learning_rate"])
+def train_flags(config: Mapping[str, Any], model: str, arm: str, root: Path = Path()) -> list[str]:
+    """Command-line words for an arm's training. The learning rate is the arm's, or else the model's own."""
+    own = arms(config)[arm]
+    own["learning_rate"] = own["learning_rate"] or model_spec(model, root)["learning_rate"]
+    what = ("arm", "tokens", "lora", "loss")
+    return flags(own, *what, "steps", "batch", "learning_rate", "warmup_steps", "held_out")
 
 
-def train_flags(config: Mapping[str, Any]) -> list[str]:
-    """Command-line words for the training prompts: an offline mixture, or data sets."""
-    train = config["train"]
-    if train is None:
-        return []
+def prompt_flags(config: Mapping[str, Any], arm: str) -> list[str]:
+    """Command-line words for an arm's training prompts: an offline mixture, or data sets."""
+    train = arms(config)[arm]
     if train["sources"] is None:
         return flags(train, "samples", "lengths", "response_tokens", "mixture")
     sources = [json.dumps({k: v for k, v in source.items() if v is not None}) for source in train["sources"]]
@@ -253,11 +331,8 @@ def train_flags(config: Mapping[str, Any]) -> list[str]:
 
 
 def paths(config: Mapping[str, Any]) -> SimpleNamespace:
-    """PATHS with the study's and the training arm's names filled in; the wildcards stay."""
-    names = {"{study}": config["study"], "{arm}": (config["train"] or {"arm": "main"})["arm"]}
-    return SimpleNamespace(
-        **{key: re.sub("{study}|{arm}", lambda m: names[m[0]], path) for key, path in PATHS.items()}
-    )
+    """PATHS with the study's name filled in; the wildcards stay."""
+    return SimpleNamespace(**{key: path.replace("{study}", config["study"]) for key, path in PATHS.items()})
 
 
 def targets(config: Mapping[str, Any]) -> list[str]:
@@ -266,7 +341,10 @@ def targets(config: Mapping[str, Any]) -> list[str]:
     kinds = REPORTS if sample_files(config) else ["latency"]
     rendered = [f"reports/{name}.{ending}" for name in kinds for ending in REPORTS[name]]
     answers = [paths(config).answers.format(model=model) for model in config["models"]]
-    return [*rendered, paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
+    made = [*rendered, paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
+    if config["ablation"]:
+        made.append(paths(config).arms)
+    return made + ([paths(config).ablation] if ablation_files(config) else [])
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
@@ -370,7 +448,12 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
                 "give a number above 0"
             )
     if train:
-        _check_training(train, source)
+        for name, own in arms(study).items():
+            place = f"{source}, train" if name == train["arm"] else f"{source}, ablation.arms.{name}"
+            _check_training(own, place)
+        _check_ablation(study, source)
+    elif study["ablation"]:
+        raise UserError(f"{source}, train: missing, and ablation.arms changes what it says; add it")
     elif needing := trained(study):
         raise UserError(
             f"{source}, train: missing, and lookaheadkv needs modules for {', '.join(needing)}; add it"
@@ -398,31 +481,49 @@ def _check_latency(study: Mapping[str, Any], root: Path, source: str) -> None:
                 )
 
 
-def _check_training(train: Mapping[str, Any], source: str) -> None:
+def _check_ablation(study: Mapping[str, Any], source: str) -> None:
+    own = study["ablation"]
+    if not own:
+        return
+    if study["train"]["arm"] in own["arms"]:
+        raise UserError(
+            f"{source}, ablation.arms: {study['train']['arm']!r} is the study's own arm (train.arm); "
+            "give another name"
+        )
+    for key, known in (
+        ("tasks", [c.task for c in cells(study)]),
+        ("lengths", [c.length for c in cells(study)]),
+    ):
+        for name in own[key] or []:
+            if name not in known:
+                raise one_of(f"{key[:-1]} in {source}, ablation.{key}:", name, dict.fromkeys(known))
+
+
+def _check_training(train: Mapping[str, Any], place: str) -> None:
     if (train["mixture"] is None) == (train["sources"] is None):
         given = "neither" if train["mixture"] is None else "both"
-        raise UserError(f"{source}, train: {given} of mixture and sources given; give one of them")
+        raise UserError(f"{place}: {given} of mixture and sources given; give one of them")
     if train["mixture"] is not None:
         for key in ("samples", "lengths"):
             if train[key] is None:
-                raise UserError(f"{source}, train: the key {key!r} is missing, which a mixture needs")
+                raise UserError(f"{place}: the key {key!r} is missing, which a mixture needs")
         for kind in train["mixture"]:
             if kind not in KINDS:
-                raise one_of(f"kind of training prompt in {source}, train.mixture:", kind, KINDS)
+                raise one_of(f"kind of training prompt in {place}.mixture:", kind, KINDS)
     else:
         for item in train["sources"]:
             if item["schema"] not in PROMPT_SCHEMAS:
-                raise one_of(f"schema in {source}, train.sources:", item["schema"], PROMPT_SCHEMAS)
+                raise one_of(f"schema in {place}.sources:", item["schema"], PROMPT_SCHEMAS)
     samples = train["samples"] or sum(item["count"] for item in train["sources"])
     if samples - train["held_out"] < train["batch"]:
         raise UserError(
-            f"{source}, train.samples: {samples} less {train['held_out']} held out do not fill a "
+            f"{place}.samples: {samples} less {train['held_out']} held out do not fill a "
             f"batch of {train['batch']}; allowed: {train['held_out'] + train['batch']} or more"
         )
     if train["warmup_steps"] > train["steps"]:
         raise UserError(
-            f"{source}, train.warmup_steps: {train['warmup_steps']} is more than the {train['steps']} steps; "
-            "allowed: 0 to train.steps"
+            f"{place}.warmup_steps: {train['warmup_steps']} is more than the {train['steps']} steps; "
+            "allowed: 0 to the steps"
         )
 
 

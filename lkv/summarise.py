@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from lkv.errors import UserError
-from lkv.records import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS, read_csv, write_csv
+from lkv.records import (
+    ABLATION_COLUMNS,
+    ACCURACY_COLUMNS,
+    PAIRED_COLUMNS,
+    SAMPLE_COLUMNS,
+    read_csv,
+    write_csv,
+)
 from lkv.stats import Floats, bootstrap_mean, paired_difference
 
 if TYPE_CHECKING:
@@ -44,6 +51,21 @@ def write_summary(
     accuracy, paired = summarise(samples, seed)
     write_csv(accuracy_path, accuracy, ACCURACY_COLUMNS)
     write_csv(paired_path, paired, PAIRED_COLUMNS)
+
+
+def write_ablation(sample_paths: Sequence[str | Path], path: str | Path, arm: str, seed: int) -> None:
+    """Writes ablation.csv from the samples of `lkv evaluate --arms`: accuracy.csv's columns, `arm` in front.
+
+    `arm` is the one that the others are compared with (diff_vs_lookaheadkv); the full cache has none.
+    """
+    import pandas as pd
+
+    samples = pd.concat([read_csv(path, SAMPLE_COLUMNS) for path in sample_paths], ignore_index=True)
+    accuracy, _ = summarise(samples, seed)
+    others = accuracy["method"].str.removeprefix(f"{REFERENCE}/")
+    accuracy["arm"] = others.replace({REFERENCE: arm, "full": ""})
+    accuracy["method"] = accuracy["method"].str.partition("/")[0]
+    write_csv(path, accuracy, ABLATION_COLUMNS)
 
 
 def summarise(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ from lkv.data.shards import Stored
 from lkv.engine import answer_tail, look
 from lkv.errors import UserError
 from lkv.interface import Importance, Tail
-from lkv.lookahead import LookaheadKV
+from lkv.lookahead import TOKENS, LookaheadKV
 from lkv.models import Loaded, shape_of
-from lkv.observe import kl_divergence
+from lkv.observe import kl_divergence, top_recall
 from lkv.parallel import Group
 from lkv.prefill import Prefilled, prefill
 from lkv.records import TRAINING_COLUMNS, atomic_write, fingerprint, write_csv
@@ -40,6 +40,7 @@ from lkv.theory import training_flop
 READ_EVERY = 10  # steps between two looks at the KL, which waits for the device
 MOST_TOKENS = 1 << 16  # of a batch on CUDA, worked on at once
 ANSWER_STEP = 32  # captured answers are padded to a multiple
+RECALL_BUDGET = 128
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,27 @@ class Schedule:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+@dataclass(frozen=True)
+class Arm:
+    """What is trained, beside data and schedule: how many tokens, what carries LoRA, by which loss.
+
+    lora: all linears, q and k alone ("qk") or "none". The paper's: 32, all, KL (eq. 4). 32, none, MSE are the
+    modules of Judge Q (AAAI 2026).
+    """
+
+    name: str = "main"
+    tokens: int = TOKENS
+    lora: str = "all"
+    loss: str = "kl"
+
+
+class Loss(NamedTuple):
+    """What is minimised, and the KL that every arm is compared by; the same where that is minimised."""
+
+    loss: Tensor
+    kl: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Prompts of one length after all that no trainable parameter touches: their cache and target."""
@@ -84,12 +106,20 @@ def prepare(loaded: Loaded, prompts: Sequence[dict[str, Any]]) -> Batch:
         return Batch(prefilled, look(prefilled, answer_tail(prefilled)))
 
 
-def batch_loss(adapter: LookaheadKV, batch: Batch) -> Tensor:
-    """Mean over layers, query heads and prompts of KL(target ‖ prediction); scalar, in nats."""
-    tail = adapter.tail(batch.prefilled.ids.shape[0])
-    prediction = look(batch.prefilled, tail)
-    layers = [kl_divergence(t, p).mean() for t, p in zip(batch.target, prediction, strict=True)]
-    return torch.stack(layers).mean()
+def batch_loss(adapter: LookaheadKV, batch: Batch, by: str = "kl") -> Loss:
+    """Means over layers, query heads and prompts: scalars. The KL(target ‖ prediction) is in nats.
+
+    `by` "mse" minimises the squared difference, summed over a prompt's keys: their mean, which Judge Q takes,
+    is smaller by a factor N, and with it the gradient, which Adam divides out, but for its epsilon.
+    """
+    prediction = look(batch.prefilled, adapter.tail(batch.prefilled.ids.shape[0]))
+    pairs = list(zip(batch.target, prediction, strict=True))
+    if by == "kl":
+        kl = torch.stack([kl_divergence(t, p).mean() for t, p in pairs]).mean()
+        return Loss(kl, kl.detach())
+    with torch.no_grad():
+        kl = torch.stack([kl_divergence(t, p).mean() for t, p in pairs]).mean()
+    return Loss(torch.stack([(t - p).square().sum(-1).mean() for t, p in pairs]).mean(), kl)
 
 
 class Captured:
@@ -98,17 +128,18 @@ class Captured:
     A step is some thousands of launches, which would take longer than the work that they start.
     """
 
-    def __init__(self, loaded: Loaded, adapter: LookaheadKV) -> None:
-        self.loaded, self.adapter = loaded, adapter
+    def __init__(self, loaded: Loaded, adapter: LookaheadKV, by: str = "kl") -> None:
+        self.loaded, self.adapter, self.by = loaded, adapter, by
         self.pool = torch.cuda.graph_pool_handle()
         self.shapes: dict[tuple[int, int, int], _CapturedShape] = {}
 
     def __call__(self, prompts: Sequence[dict[str, Any]], weight: float) -> Tensor:
-        """Adds the gradients of prompts of one length; returns their loss times `weight`, a scalar."""
+        """Adds the gradients of prompts of one length; returns their KL times `weight`, a scalar."""
         longest = max(len(prompt["response"]) for prompt in prompts)
         shape = len(prompts), len(prompts[0]["ids"]), -(-longest // ANSWER_STEP) * ANSWER_STEP
         if shape not in self.shapes:
-            self.shapes[shape] = _CapturedShape(self.loaded, self.adapter, shape, prompts, self.pool)
+            given = (self.loaded, self.adapter, self.by, shape, prompts, self.pool)
+            self.shapes[shape] = _CapturedShape(*given)
         return self.shapes[shape](prompts, weight)
 
 
@@ -117,11 +148,12 @@ class _CapturedShape:
         self,
         loaded: Loaded,
         adapter: LookaheadKV,
+        by: str,
         shape: tuple[int, int, int],
         prompts: Sequence[dict[str, Any]],
         pool: Any,
     ) -> None:
-        self.model, self.adapter = loaded.model, adapter
+        self.model, self.adapter, self.by = loaded.model, adapter, by
         batch, length, answer = shape
         self.ids = torch.zeros(batch, length, dtype=torch.long, device=self.model.device)
         self.answers = torch.zeros(batch, answer, dtype=torch.long, device=self.model.device)
@@ -137,7 +169,7 @@ class _CapturedShape:
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
-            self.loss = self._run()
+            self.kl = self._run()
         for parameter, grad in zip(adapter.parameters(), before, strict=True):
             _grad(parameter).copy_(grad)
 
@@ -154,33 +186,53 @@ class _CapturedShape:
         with torch.no_grad():
             prefilled, _ = prefill(self.model, self.ids)
             target = look(prefilled, Tail(self.answers, valid=self.valid))
-        loss = batch_loss(self.adapter, Batch(prefilled, target)) * self.weight
-        loss.backward()
-        return loss.detach()
+        loss, kl = batch_loss(self.adapter, Batch(prefilled, target), self.by)
+        (loss * self.weight).backward()
+        return kl * self.weight
 
     def __call__(self, prompts: Sequence[dict[str, Any]], weight: float) -> Tensor:
         self._fill(prompts, weight)
         self.graph.replay()
-        return self.loss.clone()
+        return self.kl.clone()
+
+
+class HeldOut(NamedTuple):
+    """Of prompts that training never sees, means per prompt."""
+
+    kl: float
+    recall: float  # of the target's top RECALL_BUDGET entries, or a quarter of a short prompt's
 
 
 @torch.no_grad()
-def held_out_kl(loaded: Loaded, adapter: LookaheadKV, prompts: Sequence[dict[str, Any]], batch: int) -> float:
-    """Mean KL per prompt over prompts that training never sees."""
+def held_out(loaded: Loaded, adapter: LookaheadKV, prompts: Sequence[dict[str, Any]], batch: int) -> HeldOut:
+    """How well the adapter predicts: what arms, rates and mixtures are chosen by."""
     if not prompts:
-        return math.nan
-    lengths, total = _lengths(prompts), 0.0
+        return HeldOut(math.nan, math.nan)
+    lengths, kl, recall = _lengths(prompts), 0.0, 0.0
     for part in _in_batches(range(len(prompts)), lengths, batch, _most_tokens(loaded)):
-        loss = batch_loss(adapter, prepare(loaded, [prompts[i] for i in part]))
-        total += float(loss) * len(part)
-    return total / len(prompts)
+        prepared = prepare(loaded, [prompts[i] for i in part])
+        prediction = look(prepared.prefilled, adapter.tail(len(part)))
+        budget = min(RECALL_BUDGET, lengths[part[0]] // 4)
+        heads = prepared.prefilled.kv_heads
+        for target, predicted in zip(prepared.target, prediction, strict=True):
+            kl += float(kl_divergence(target, predicted).mean()) * len(part)
+            best, found = (_top(seen, heads, budget) for seen in (target, predicted))
+            recall += float(top_recall(found, best).mean()) * len(part)
+    layers = len(prepared.target)
+    return HeldOut(kl / layers / len(prompts), recall / layers / len(prompts))
+
+
+def _top(importance: Tensor, kv_heads: int, budget: int) -> Tensor:
+    """Places of the highest entries by the group's mean, [B, K, budget]."""
+    grouped = importance.unflatten(1, (kv_heads, -1)).mean(2)
+    return grouped.topk(budget, -1).indices
 
 
 def train(
     loaded: Loaded,
     prompts: Sequence[dict[str, Any]],
     schedule: Schedule,
-    arm: str,
+    arm: Arm,
     out: Path,
     csv: Path,
     provenance: dict[str, Any],
@@ -203,8 +255,8 @@ def train(
         )
     group = group or Group()
     trained = len(prompts) - schedule.held_out
-    held_out = prompts[trained:]
-    adapter = LookaheadKV.create(loaded.model, seed=schedule.seed)
+    kept_back = prompts[trained:]
+    adapter = LookaheadKV.create(loaded.model, arm.tokens, seed=schedule.seed, lora=arm.lora)
     fused = loaded.model.device.type == "cuda"
     optimizer = torch.optim.Adam(adapter.parameters(), lr=schedule.learning_rate, fused=fused)
     run = fingerprint(
@@ -212,27 +264,27 @@ def train(
         loaded.fingerprint,
         loaded.dtype,
         loaded.model.device.type,
-        prompts.sha256 if isinstance(prompts, Stored) else [prompts[:trained], held_out],
+        prompts.sha256 if isinstance(prompts, Stored) else [prompts[:trained], kept_back],
         asdict(schedule),
-        arm,
+        asdict(arm),
     )
     checkpoint = out / "checkpoint.pt"
     rows, seconds, before = _resume(checkpoint, run, adapter, optimizer)
     if before is None:
-        before = held_out_kl(loaded, adapter, held_out, schedule.batch)
+        before = held_out(loaded, adapter, kept_back, schedule.batch).kl
     lengths = _lengths(prompts)
     batches = _full_batches(range(trained), lengths, schedule.batch, Random(schedule.seed))
     order = _epochs(len(batches), Random(schedule.seed), schedule.steps)
     kept: dict[tuple[int, ...], Batch] = {}
     kept_bytes = 0
-    captured = Captured(loaded, adapter) if fused else None
+    captured = Captured(loaded, adapter, arm.loss) if fused else None
     shape, peak = shape_of(loaded.model), devices.peak_flops(loaded.model.device)
     steps: list[Tensor] = []  # each step's KL, on the device: reading it would wait for the step
     clock = time.perf_counter()
     bar = tqdm(
         total=schedule.steps,
         initial=len(rows),
-        desc=f"train {arm}",
+        desc=f"train {arm.name}",
         unit="step",
         disable=None if group.first else True,
     )
@@ -254,9 +306,9 @@ def train(
                     if tuple(part) not in kept and kept_bytes + batch.bytes <= keep_bytes:
                         kept[tuple(part)] = batch
                         kept_bytes += batch.bytes
-                    loss = batch_loss(adapter, batch) * weight
-                    loss.backward()
-                    kl += loss.detach()
+                    loss, own = batch_loss(adapter, batch, arm.loss)
+                    (loss * weight).backward()
+                    kl += own * weight
                 answers = [len(prompt["response"]) for prompt in given]
                 flop += len(part) * training_flop(shape, lengths[part[0]], max(answers), adapter.n)
                 tokens += sum(lengths[i] for i in part) + sum(answers)
@@ -267,7 +319,7 @@ def train(
             now = time.perf_counter()
             seconds, clock = seconds + now - clock, now
             facts = (rate, tokens, flop, seconds, rows, peak)
-            rows.append(_row(loaded.name, arm, step, schedule, *facts))
+            rows.append(_row(loaded.name, arm.name, step, schedule, *facts))
             last = step + 1 == schedule.steps
             if last or (step + 1) % READ_EVERY == 0 or (step + 1) % checkpoint_every == 0:
                 for row, value in zip(rows[len(rows) - len(steps) :], steps, strict=True):
@@ -277,21 +329,24 @@ def train(
             bar.update()
             if (step + 1) % checkpoint_every == 0 and not last and group.first:
                 _save(checkpoint, run, adapter, optimizer, rows, seconds, before)
-    after = held_out_kl(loaded, adapter, held_out, schedule.batch)
+    after = held_out(loaded, adapter, kept_back, schedule.batch)
     if not group.first:
         return adapter
     first, end = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]
     write_csv(csv, rows, TRAINING_COLUMNS)
     adapter.save_pretrained(
         out,
-        arm=arm,
+        arm=arm.name,
+        lora=arm.lora,
+        loss=arm.loss,
         steps=schedule.steps,
         samples=schedule.steps * schedule.batch,
         schedule=asdict(schedule),
         kl_first=round(sum(r["kl"] for r in first) / len(first), 5),
         kl_last=round(sum(r["kl"] for r in end) / len(end), 5),
         held_out_kl_before=_rounded(before),
-        held_out_kl_after=_rounded(after),
+        held_out_kl_after=_rounded(after.kl),
+        held_out_recall=_rounded(after.recall),
         **provenance,
     )
     checkpoint.unlink(missing_ok=True)
@@ -304,8 +359,8 @@ def _grad(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _rounded(kl: float) -> float | None:
-    return None if math.isnan(kl) else round(kl, 5)
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 5)
 
 
 def _row(

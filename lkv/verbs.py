@@ -6,18 +6,18 @@ import argparse
 import logging
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lkv.errors import UserError
+from lkv.errors import UserError, one_of
 from lkv.protocol import Protocol, protocol
 from lkv.registry import FULL, SELF
 from lkv.study import VERSIONS, read_spec
 
 if TYPE_CHECKING:
-    from lkv.interface import Method
+    from lkv.interface import Method, PromptRows, Recipe
     from lkv.models import Loaded
 
 Arguments = argparse.Namespace
@@ -128,7 +128,7 @@ def train(args: Arguments) -> None:
     from lkv.parallel import group
     from lkv.provenance import commit, package_versions
     from lkv.records import read_json, require
-    from lkv.train import Schedule, train
+    from lkv.train import Arm, Schedule, train
 
     loaded = _load(args)
     prompts, made = Stored(args.data), read_json(sidecar(args.data))
@@ -150,7 +150,8 @@ def train(args: Arguments) -> None:
         "packages": package_versions(),
     }
     keep = int(args.keep_gib * 2**30)
-    given = (loaded, prompts, schedule, args.arm, args.out, args.csv, provenance, keep)
+    arm = Arm(args.arm, args.tokens, args.lora, args.loss)
+    given = (loaded, prompts, schedule, arm, args.out, args.csv, provenance, keep)
     with group(loaded.model.device) as together:
         adapter = train(*given, version=VERSIONS["train"], group=together)
     if not together.first:
@@ -167,9 +168,12 @@ def evaluate(args: Arguments) -> None:
 
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
+    methods += [_of_arm(word, loaded, first=word == args.arms[0]) for word in args.arms]
+    records = [require(record, RECORD, args.data, "lkv data") for record in load(args.data)]
+    taken = records[: args.samples]
     notice = evaluate(
         loaded,
-        [require(record, RECORD, args.data, "lkv data") for record in load(args.data)],
+        [record | {"planned": min(record["planned"], args.samples or len(records))} for record in taken],
         methods,
         args.budgets,
         args.study,
@@ -325,6 +329,24 @@ def summarise(args: Arguments) -> None:
     write_summary(args.samples, args.out, args.paired, args.seed)
 
 
+def ablation(args: Arguments) -> None:
+    """sample rows of LookaheadKV's arms to ablation.csv"""
+    from lkv.summarise import write_ablation
+
+    write_ablation(args.samples, args.out, args.arm, args.seed)
+
+
+def arms(args: Arguments) -> None:
+    """what each trained arm is and how well it predicts, from the adapters' cards"""
+    from lkv.records import ARMS_COLUMNS, read_json, require, write_csv
+
+    rows = []
+    for path in args.cards:
+        card = require(read_json(path), ARMS_COLUMNS[1:], path, "lkv train")
+        rows.append(card | {"model": card["base_model"]["name"]})
+    write_csv(args.out, [{name: row[name] for name in ARMS_COLUMNS} for row in rows], ARMS_COLUMNS)
+
+
 def gather(args: Arguments) -> None:
     """join the parts that single models wrote"""
     import pandas as pd
@@ -407,21 +429,48 @@ def _load(args: Arguments) -> Loaded:
 
 def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
     from lkv import device
-    from lkv.lookahead import RECIPE, LookaheadKV
+    from lkv.lookahead import LookaheadKV
     from lkv.models import load
     from lkv.registry import get
 
     adapter = LookaheadKV.from_pretrained(args.adapter, loaded.model) if args.adapter else None
-    if args.kernel % 2 == 0:
-        raise UserError(f"a pooling kernel of {args.kernel} has no middle; give an odd number")
-    pool = None if args.pool == "none" else args.pool
-    recipe = replace(RECIPE, pool=pool, kernel=args.kernel, order=args.order)
+    recipe, beside = _recipe(vars(args))
     draft: Loaded | Literal["self"] | None = SELF if args.draft == SELF else None
     if "speckv" in args.methods and args.draft not in (None, SELF):
         draft = load(Path(args.draft), device.pick(args.device), args.dtype)
     return [
-        None if name == FULL else get(name, adapter, recipe, draft, loaded.tokenizer) for name in args.methods
+        None if name == FULL else get(name, adapter, recipe, draft, loaded.tokenizer, beside)
+        for name in args.methods
     ]
+
+
+def _of_arm(word: str, loaded: Loaded, first: bool) -> Method:
+    """The method of `arm=folder,key=value,…`; the first is the one that the others are compared with."""
+    from lkv.lookahead import LookaheadKV
+
+    name, _, rest = word.partition("=")
+    folder, *settings = rest.split(",")
+    given = {"pool": "max", "kernel": 7, "order": "group_pool", "beside": 0}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in given:
+            raise one_of(f"setting of the arm {name!r}:", key, given)
+        given[key] = int(value) if value.isdecimal() else value
+    adapter = LookaheadKV.from_pretrained(folder, loaded.model)
+    recipe, beside = _recipe(given)
+    return adapter.method(recipe, beside, "lookaheadkv" if first else f"lookaheadkv/{name}")
+
+
+def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:
+    """LookaheadKV's recipe, and the prompt rows that look as well, from what the command line says."""
+    from lkv.interface import PromptRows
+    from lkv.lookahead import RECIPE
+
+    if given["kernel"] % 2 == 0:
+        raise UserError(f"a pooling kernel of {given['kernel']} has no middle; give an odd number")
+    pool = None if given["pool"] == "none" else given["pool"]
+    recipe = replace(RECIPE, pool=pool, kernel=given["kernel"], order=given["order"])
+    return recipe, PromptRows(given["beside"]) if given["beside"] else None
 
 
 def _protocol(args: Arguments) -> Protocol:

@@ -22,7 +22,7 @@ from lkv.errors import UserError
 from lkv.models import Loaded
 from lkv.responses import respond_sharded
 from lkv.tiny import tiny_tokenizer
-from lkv.train import Schedule, train
+from lkv.train import Arm, Schedule, train
 
 FIXTURES = Path(__file__).parent / "fixtures/mixture"
 CHATML = (
@@ -559,6 +559,6 @@ def test_the_mixture_trains_an_adapter(tokenizer: PreTrainedTokenizerBase, tmp_p
     join(tmp_path / "train.jsonl", prompts, shards)
     answered = list(load(tmp_path / "train.jsonl"))
     schedule = Schedule(steps=6, batch=1, learning_rate=5e-3, warmup_steps=1, held_out=4, seed=0)
-    adapter = train(loaded, answered, schedule, "main", tmp_path / "adapter", tmp_path / "t.csv", {})
+    adapter = train(loaded, answered, schedule, Arm(), tmp_path / "adapter", tmp_path / "t.csv", {})
     assert adapter.card["steps"] == 6
     assert 0 < adapter.card["held_out_kl_after"] < 10

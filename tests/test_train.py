@@ -16,12 +16,13 @@ import torch
 from conftest import observed
 
 from lkv import train as training
+from lkv.engine import look
 from lkv.errors import UserError
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded
 from lkv.responses import respond
 from lkv.tiny import tiny_tokenizer
-from lkv.train import Schedule, batch_loss, held_out_kl, prepare, train
+from lkv.train import Arm, Schedule, batch_loss, held_out, prepare, train
 
 
 @pytest.fixture
@@ -59,15 +60,16 @@ def test_responses_are_the_models_own_greedy_answers(loaded, prompts):
 
 def test_training_lowers_kl_on_held_out_prompts(loaded, tmp_path):
     prompts = answered(loaded, 96)
-    held_out = prompts[-16:]
-    before = held_out_kl(loaded, LookaheadKV.create(loaded.model, seed=1), held_out, 8)
+    unseen = prompts[-16:]
+    before = held_out(loaded, LookaheadKV.create(loaded.model, seed=1), unseen, 8)
     longer = replace(SCHEDULE, steps=60, batch=8, learning_rate=2e-2, held_out=16)
-    adapter = train(loaded, prompts, longer, "main", tmp_path / "a", tmp_path / "t.csv", {"trained_on": "x"})
-    after = held_out_kl(loaded, adapter, held_out, 8)
-    assert after < 0.95 * before  # random weights on random tokens: little to learn, but not nothing
+    adapter = train(loaded, prompts, longer, Arm(), tmp_path / "a", tmp_path / "t.csv", {"trained_on": "x"})
+    after = held_out(loaded, adapter, unseen, 8)
+    assert after.kl < 0.95 * before.kl  # random weights on random tokens: little to learn, but not nothing
     card = json.loads((tmp_path / "a" / "lookahead.json").read_text())
-    assert card["held_out_kl_before"] == pytest.approx(before, abs=1e-4)
-    assert card["held_out_kl_after"] == pytest.approx(after, abs=1e-4)
+    assert card["held_out_kl_before"] == pytest.approx(before.kl, abs=1e-4)
+    assert card["held_out_kl_after"] == pytest.approx(after.kl, abs=1e-4)
+    assert card["held_out_recall"] == pytest.approx(after.recall, abs=1e-4)
     rows = pd.read_csv(tmp_path / "t.csv")
     assert rows.step.tolist() == list(range(1, 61))
     assert (rows.kl > 0).all()
@@ -81,17 +83,17 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
 ):
     def run(name, every):
         out = tmp_path / name
-        return train(loaded, prompts, SCHEDULE, "main", out, out / "t.csv", {}, keep_bytes, every)
+        return train(loaded, prompts, SCHEDULE, Arm(), out, out / "t.csv", {}, keep_bytes, every)
 
     whole = run("whole", every=100)
     real, steps = training.batch_loss, []
 
-    def killed(adapter, batch):
+    def killed(adapter, batch, by):
         if torch.is_grad_enabled():
             steps.append(1)
             if len(steps) == 8:
                 raise KeyboardInterrupt
-        return real(adapter, batch)
+        return real(adapter, batch, by)
 
     monkeypatch.setattr(training, "batch_loss", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -113,18 +115,18 @@ def test_a_checkpoint_of_another_run_is_not_resumed(loaded, prompts, tmp_path, m
     real = training.batch_loss
     calls = []
 
-    def killed(adapter, batch):
+    def killed(adapter, batch, by):
         calls.append(1)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        return real(adapter, batch)
+        return real(adapter, batch, by)
 
     monkeypatch.setattr(training, "batch_loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(loaded, prompts, SCHEDULE, "main", tmp_path, tmp_path / "t.csv", {}, 0, 2)
+        train(loaded, prompts, SCHEDULE, Arm(), tmp_path, tmp_path / "t.csv", {}, 0, 2)
     monkeypatch.setattr(training, "batch_loss", real)
     other = Schedule(steps=4, batch=4, learning_rate=5e-3, warmup_steps=2, held_out=6, seed=2)
-    train(loaded, prompts, other, "main", tmp_path, tmp_path / "t.csv", {}, 0, 2)
+    train(loaded, prompts, other, Arm(), tmp_path, tmp_path / "t.csv", {}, 0, 2)
     assert len(pd.read_csv(tmp_path / "t.csv")) == 4
 
 
@@ -132,14 +134,58 @@ def test_a_batch_is_the_mean_of_its_prompts(loaded, prompts):
     same = [p for p in prompts if p["length"] == 64][:3]
     adapter = LookaheadKV.create(loaded.model, seed=1)
     with torch.no_grad():
-        together = float(batch_loss(adapter, prepare(loaded, same)))
-        alone = [float(batch_loss(adapter, prepare(loaded, [p]))) for p in same]
+        together = float(batch_loss(adapter, prepare(loaded, same)).kl)
+        alone = [float(batch_loss(adapter, prepare(loaded, [p])).kl) for p in same]
     assert together == pytest.approx(sum(alone) / 3, rel=1e-4)
+
+
+def test_held_out_recall_is_the_share_of_the_answers_own_top_entries(loaded, prompts):
+    [prompt] = [p for p in prompts if p["length"] == 64][:1]
+    adapter = LookaheadKV.create(loaded.model, seed=1)
+    with torch.no_grad():
+        batch = prepare(loaded, [prompt])
+        prediction = look(batch.prefilled, adapter.tail())
+    shares, group = [], loaded.model.config.num_attention_heads // batch.prefilled.kv_heads
+    for target, predicted in zip(batch.target, prediction, strict=True):
+        for head in range(batch.prefilled.kv_heads):
+            rows = slice(head * group, (head + 1) * group)
+            best, found = (set(x[0, rows].mean(0).argsort()[-16:].tolist()) for x in (target, predicted))
+            shares.append(len(best & found) / 16)
+    assert held_out(loaded, adapter, [prompt], 1).recall == pytest.approx(sum(shares) / len(shares))
+
+
+def test_judge_qs_modules_are_tokens_alone_trained_by_the_squared_difference(loaded, prompts, tmp_path):
+    arm = Arm("judgeq", tokens=8, lora="none", loss="mse")
+    trained = train(loaded, prompts, SCHEDULE, arm, tmp_path / "a", tmp_path / "t.csv", {})
+    assert trained.parameter_count() == 8 * loaded.model.config.hidden_size
+    fresh = LookaheadKV.create(loaded.model, 8, seed=SCHEDULE.seed, lora="none")
+    assert not torch.equal(trained.tokens, fresh.tokens)
+    same = [p for p in prompts if p["length"] == 64][:2]
+    batch = prepare(loaded, same)
+    loss, kl = batch_loss(fresh, batch, "mse")
+    with torch.no_grad():
+        prediction = look(batch.prefilled, fresh.tail(2))
+    pairs = zip(batch.target, prediction, strict=True)
+    by_hand = [((t - p) ** 2).double().sum(-1).mean().item() for t, p in pairs]
+    assert loss.item() == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+    assert kl.item() == pytest.approx(batch_loss(fresh, batch).loss.item(), rel=1e-6)
+    card = json.loads((tmp_path / "a" / "lookahead.json").read_text())
+    assert (card["arm"], card["tokens"], card["lora"], card["loss"]) == ("judgeq", 8, "none", "mse")
+    again = LookaheadKV.from_pretrained(tmp_path / "a", loaded.model)
+    assert torch.equal(again.tokens, trained.tokens) and again.paths == []
+
+
+@pytest.mark.parametrize(("lora", "last"), [("all", "mlp.down_proj"), ("qk", "self_attn.k_proj")])
+def test_an_arm_adapts_the_linears_that_it_names(loaded, lora, last):
+    paths = LookaheadKV.create(loaded.model, lora=lora).paths
+    layers = loaded.model.config.num_hidden_layers
+    assert len(paths) == {"all": 7 * (layers - 1) + 2, "qk": 2 * layers}[lora]
+    assert [path for path in paths if ".0." in path][-1].endswith(last)
 
 
 def test_too_few_prompts_say_so(loaded, prompts, tmp_path):
     with pytest.raises(UserError, match="do not fill a batch of 4; give more samples or a smaller batch"):
-        train(loaded, prompts[:8], SCHEDULE, "main", tmp_path / "a", tmp_path / "t.csv", {})
+        train(loaded, prompts[:8], SCHEDULE, Arm(), tmp_path / "a", tmp_path / "t.csv", {})
     assert not (tmp_path / "a").exists()
 
 
@@ -163,12 +209,12 @@ from lkv.parallel import group
 loaded = t.Loaded(observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
 out = Path(sys.argv[2])
 with group(torch.device("cpu")) as together:
-    t.train(loaded, t.answered(loaded, 24), t.SCHEDULE, "main", out, out / "t.csv", {}, group=together)
+    t.train(loaded, t.answered(loaded, 24), t.SCHEDULE, Arm(), out, out / "t.csv", {}, group=together)
 """
 
 
 def test_two_processes_train_the_adapter_of_one(loaded, prompts, tmp_path):
-    train(loaded, prompts, SCHEDULE, "main", tmp_path / "one", tmp_path / "one/t.csv", {})
+    train(loaded, prompts, SCHEDULE, Arm(), tmp_path / "one", tmp_path / "one/t.csv", {})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

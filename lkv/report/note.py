@@ -98,7 +98,12 @@ def _protocol(blocks: Sequence[Block]) -> str:
 def _modules(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:
     models = {block.model for block in blocks}
     adapters = provenance.get("adapters") or {}
-    known = {name: facts for name, facts in adapters.items() if name.rpartition("/")[0] in models}
+    arm = ((provenance.get("config") or {}).get("train") or {}).get("arm")
+    known = {
+        name: facts
+        for name, facts in adapters.items()
+        if name.rpartition("/")[0] in models and arm in (None, name.rpartition("/")[2])
+    }
     if not known:
         return "what they were trained on is unknown (no adapter in provenance.json)."
     return " ".join(

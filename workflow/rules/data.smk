@@ -9,7 +9,7 @@ rule data_train:
         data=PATHS.train_data,
         facts=PATHS.train_facts,
     log:
-        f"logs/{STUDY}/data_train/{{model}}.log",
+        f"logs/{STUDY}/data_train/{{model}}/{{arm}}.log",
     priority: 1
     conda:
         "../envs/lkv.yaml"
@@ -19,7 +19,7 @@ rule data_train:
     params:
         version=study.VERSIONS["data"],
         model=subpath(input.model, parent=True),
-        options=study.train_flags(config),
+        options=lambda wildcards: study.prompt_flags(config, wildcards.arm),
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:

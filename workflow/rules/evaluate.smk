@@ -39,3 +39,38 @@ rule evaluate:
         "python -m lkv evaluate --model {params.model} --data {input.data} --methods {params.methods}"
         " --budgets {params.budgets} {params.parts} --study {params.study} --seed {params.seed}"
         " --journal {params.journal} --out {output.samples} {params.run} --log {log}"
+
+
+# LookaheadKV alone, in all its arms: trained otherwise, or with another recipe.
+rule ablate:
+    input:
+        model=PATHS.model,
+        data=lambda wildcards: PATHS.data.format(
+            model=wildcards.model,
+            **study.cell(config, wildcards.task, wildcards.length)._asdict(),
+        ),
+        adapters=expand(
+            PATHS.adapter, arm=study.trained_arms(config), allow_missing=True
+        ),
+    output:
+        samples=PATHS.ablation_samples,
+    log:
+        f"logs/{STUDY}/ablate/{{model}}/{{task}}@{{length}}.log",
+    conda:
+        "../envs/lkv.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+    params:
+        version=study.VERSIONS["evaluate"],
+        model=subpath(input.model, parent=True),
+        journal=PATHS.ablation_journal,
+        arms=lambda wildcards: study.arm_words(config, wildcards.model),
+        own=study.ablation_flags(config),
+        study=STUDY,
+        seed=config["seed"],
+        run=study.flags(config, "device", "dtype"),
+    shell:
+        "python -m lkv evaluate --model {params.model} --data {input.data} --methods full"
+        " --arms {params.arms} {params.own} --study {params.study} --seed {params.seed}"
+        " --journal {params.journal} --out {output.samples} {params.run} --log {log}"

@@ -21,7 +21,9 @@ rule summarise:
 
 rule gather_training:
     input:
-        parts=expand(PATHS.training_part, model=config["models"]),
+        parts=expand(
+            PATHS.training_part, model=config["models"], arm=study.trained_arms(config)
+        ),
     output:
         csv=PATHS.training,
     log:
@@ -30,6 +32,39 @@ rule gather_training:
         "../envs/lkv.yaml"
     shell:
         "python -m lkv gather --kind training --parts {input.parts} --out {output.csv} --log {log}"
+
+
+rule gather_arms:
+    input:
+        parts=expand(
+            PATHS.adapter, model=config["models"], arm=study.trained_arms(config)
+        ),
+    output:
+        csv=PATHS.arms,
+    log:
+        f"logs/{STUDY}/gather_arms.log",
+    conda:
+        "../envs/lkv.yaml"
+    shell:
+        "python -m lkv arms --cards {input.parts} --out {output.csv} --log {log}"
+
+
+rule ablation:
+    input:
+        samples=study.ablation_files(config),
+    output:
+        csv=PATHS.ablation,
+    log:
+        f"logs/{STUDY}/ablation.log",
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        version=study.VERSIONS["summarise"],
+        seed=config["seed"],
+        arm=study.main_arm(config),
+    shell:
+        "python -m lkv ablation --samples {input.samples} --arm {params.arm} --out {output.csv}"
+        " --seed {params.seed} --log {log}"
 
 
 rule gather_latency:
@@ -65,9 +100,15 @@ rule provenance:
         config=PATHS.config,
         last=PATHS.accuracy if study.sample_files(config) else PATHS.latency,
         models=expand(PATHS.model, model=study.fetched_models(config)),
-        data=expand(PATHS.train_data, model=study.trained(config))
+        data=expand(
+            PATHS.train_data,
+            model=study.trained(config),
+            arm=study.trained_data(config),
+        )
         + study.files(config, "data"),
-        adapters=expand(PATHS.adapter, model=study.trained(config)),
+        adapters=expand(
+            PATHS.adapter, model=study.trained(config), arm=study.trained_arms(config)
+        ),
     output:
         json=PATHS.provenance,
     log:

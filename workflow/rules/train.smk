@@ -1,15 +1,17 @@
-# LookaheadKV's modules. lookahead.json, written last, stands for the adapter's folder.
+# LookaheadKV's modules, arm by arm. lookahead.json, written last, stands for the adapter's folder.
 
 
 rule train:
     input:
         model=PATHS.model,
-        data=PATHS.train_data,
+        data=lambda wildcards: PATHS.train_data.format(
+            model=wildcards.model, arm=study.same_data(config, wildcards.arm)
+        ),
     output:
         adapter=PATHS.adapter,
         csv=PATHS.training_part,
     log:
-        f"logs/{STUDY}/train/{{model}}.log",
+        f"logs/{STUDY}/train/{{model}}/{{arm}}.log",
     priority: 1
     conda:
         "../envs/lkv.yaml"
@@ -20,18 +22,12 @@ rule train:
         version=study.VERSIONS["train"],
         model=subpath(input.model, parent=True),
         folder=subpath(output.adapter, parent=True),
-        recipe=lambda wildcards: study.flags(
-            config["train"],
-            "arm",
-            "steps",
-            "batch",
-            "warmup_steps",
-            "held_out",
+        recipe=lambda wildcards: study.train_flags(
+            config, wildcards.model, wildcards.arm
         ),
-        rate=lambda wildcards: study.learning_rate(config, wildcards.model),
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
         "python -m lkv train --model {params.model} --data {input.data} {params.recipe}"
-        " --learning-rate {params.rate} --seed {params.seed}"
+        " --seed {params.seed}"
         " --out {params.folder} --csv {output.csv} {params.run} --log {log}"
