@@ -410,7 +410,7 @@ def parser() -> argparse.ArgumentParser:
         "plot",
         "lkv plot latency --results results/demo --out reports/latency",
     )
-    p.add_argument("kind", choices=["latency", "pareto", "training", "accuracy"])
+    p.add_argument("kind", choices=["latency", "pareto", "training", "accuracy", "ablation"])
     p.add_argument("--results", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, help="path without suffix")
 

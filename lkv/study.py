@@ -57,6 +57,7 @@ PLOTS = {
     "pareto": ("accuracy", "latency"),
     "training": ("training", "provenance"),
     "accuracy": ("accuracy", "provenance"),
+    "ablation": ("ablation", "arms"),
 }
 REPORTS = {"table1": ("pdf", "csv", "md", "tex")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
 
@@ -338,7 +339,9 @@ def paths(config: Mapping[str, Any]) -> SimpleNamespace:
 def targets(config: Mapping[str, Any]) -> list[str]:
     """What `snakemake all` makes: every report that its figures allow, where everything came from, and
     MT-Bench's answers, which need no judge."""
-    kinds = REPORTS if sample_files(config) else ["latency"]
+    kinds = [*REPORTS] if sample_files(config) else ["latency"]
+    if not ablation_files(config):
+        kinds = [kind for kind in kinds if kind != "ablation"]
     rendered = [f"reports/{name}.{ending}" for name in kinds for ending in REPORTS[name]]
     answers = [paths(config).answers.format(model=model) for model in config["models"]]
     made = [*rendered, paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
@@ -451,15 +454,14 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
         for name, own in arms(study).items():
             place = f"{source}, train" if name == train["arm"] else f"{source}, ablation.arms.{name}"
             _check_training(own, place)
-        _check_ablation(study, source)
-    elif study["ablation"]:
-        raise UserError(f"{source}, train: missing, and ablation.arms changes what it says; add it")
     elif needing := trained(study):
         raise UserError(
             f"{source}, train: missing, and lookaheadkv needs modules for {', '.join(needing)}; add it"
         )
     _check_latency(study, root, source)
     _check_benchmarks(study, root, source)
+    if study["ablation"]:
+        _check_ablation(study, source)
     return study
 
 
@@ -483,8 +485,8 @@ def _check_latency(study: Mapping[str, Any], root: Path, source: str) -> None:
 
 def _check_ablation(study: Mapping[str, Any], source: str) -> None:
     own = study["ablation"]
-    if not own:
-        return
+    if not study["train"]:
+        raise UserError(f"{source}, train: missing, and ablation.arms changes what it says; add it")
     if study["train"]["arm"] in own["arms"]:
         raise UserError(
             f"{source}, ablation.arms: {study['train']['arm']!r} is the study's own arm (train.arm); "

@@ -27,6 +27,7 @@ import torch
 import yaml
 
 from lkv import decode as decoding
+from lkv import records
 from lkv import verbs as stages
 from lkv.cli import main, parser
 from lkv.data.frozen import freeze, sidecar
@@ -202,8 +203,8 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 def test_the_verbs_are_the_stages() -> None:
     assert set(verbs()) == {
         "model", "data train", "data ruler", "data longbench", "data longproc", "train", "evaluate",
-        "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "gather", "provenance",
-        "table", "plot", "generate",
+        "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "ablation", "arms",
+        "gather", "provenance", "table", "plot", "generate",
     }  # fmt: skip
 
 
@@ -254,6 +255,27 @@ def test_python_m_lkv_gives_one_line_and_exit_code_2(tmp_path: Path) -> None:
         r"lkv: error: unknown method 'snapvk' \(did you mean 'snapkv'\?\); known: full, .*\n", done.stderr
     )
     assert not any(tmp_path.iterdir())
+
+
+def test_arms_are_evaluated_side_by_side_and_told_apart(
+    world: World, tmp_path: Path, refused: Refused
+) -> None:
+    arms = [f"main={world.adapter}", f"bare={world.adapter},pool=none", f"both={world.adapter},beside=32"]
+    assert main(evaluate(world, tmp_path, methods=["full"], budgets=[40], samples=1, arms=arms)) == 0
+    rows = records.read_csv(tmp_path / "out.csv", records.SAMPLE_COLUMNS).set_index("method")
+    assert list(rows.index) == ["full", "lookaheadkv", "lookaheadkv/bare", "lookaheadkv/both"]
+    assert set(rows["planned"]) == {1}
+    # Unpooled, with nothing forced, the recipe changes nothing; the window beside it does.
+    raw = rows["recall_raw"]
+    assert raw["lookaheadkv"] == raw["lookaheadkv/bare"] == rows["recall"]["lookaheadkv/bare"]
+    assert raw["lookaheadkv"] != raw["lookaheadkv/both"]
+    command = f"ablation --samples {tmp_path / 'out.csv'} --arm main --out {tmp_path / 'ablation.csv'}"
+    assert main(command.split()) == 0
+    table = records.read_csv(tmp_path / "ablation.csv", records.ABLATION_COLUMNS)
+    assert list(table["arm"].fillna("")) == ["", "main", "bare", "both"] * 2  # the task, the average
+    assert set(table["method"]) == {"full", "lookaheadkv"}
+    line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},window=8"]))
+    assert "unknown setting of the arm 'main': 'window'; known: pool, kernel, order, beside" in line
 
 
 def test_an_evaluation_from_the_command_line_writes_its_rows(
@@ -594,6 +616,8 @@ def test_prompt_files_that_are_missing_or_no_text_are_refused(
     "command",
     [
         "summarise --samples none.csv --out a.csv --paired b.csv",
+        "ablation --samples none.csv --out a.csv",
+        "arms --cards none.json --out a.csv",
         "gather --kind latency --parts none.csv --out a.csv",
         "table --results none --out t",
         "plot pareto --results none --out p",

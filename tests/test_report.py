@@ -21,7 +21,7 @@ from lkv.report.pareto import pareto
 from lkv.report.plots import KINDS, plot
 from lkv.report.style import STYLES, style
 from lkv.report.table import latex_text, markdown_text, typst_string, write_table
-from lkv.summarise import write_summary
+from lkv.summarise import write_ablation, write_summary
 
 ROOT = Path(__file__).parent.parent
 ODD = r'we_ird & 100% {x} #1 $y \z *b* |p| "q" <t> [1] ~^ `c` @ref //u'
@@ -76,6 +76,13 @@ def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% 
                 samples.append(where | cell | figures | end)
     records.write_csv(root / "samples.csv", samples, records.SAMPLE_COLUMNS)
     write_summary([root / "samples.csv"], root / "accuracy.csv", root / "paired.csv", seed=1)
+
+    methods = {"full": "full", "laq": "lookaheadkv", "snapkv": "lookaheadkv/short"}
+    arms = [row | {"method": methods[row["method"]]} for row in samples if row["method"] in methods]
+    records.write_csv(root / "arm_samples.csv", arms, records.SAMPLE_COLUMNS)
+    write_ablation([root / "arm_samples.csv"], root / "ablation.csv", "main", seed=1)
+    card = {"model": model, "tokens": 32, "lora": "all", "held_out_recall": 0.8}
+    records.write_csv(root / "arms.csv", [card | {"arm": "main"}], records.ARMS_COLUMNS)
 
     timings = []
     for length in (512, 4096):

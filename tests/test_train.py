@@ -209,7 +209,7 @@ from lkv.parallel import group
 loaded = t.Loaded(observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
 out = Path(sys.argv[2])
 with group(torch.device("cpu")) as together:
-    t.train(loaded, t.answered(loaded, 24), t.SCHEDULE, Arm(), out, out / "t.csv", {}, group=together)
+    t.train(loaded, t.answered(loaded, 24), t.SCHEDULE, t.Arm(), out, out / "t.csv", {}, group=together)
 """
 
 

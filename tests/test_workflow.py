@@ -82,16 +82,19 @@ def test_tiny_study_plans_exactly_its_jobs(tiny_plan: str) -> None:
         "model": 1,
         "data_train": 1,
         "data_ruler": 2,
-        "train": 1,
+        "train": 2,
         "evaluate": 2,
+        "ablate": 1,
         "latency": 1,
         "summarise": 1,
         "gather_training": 1,
         "gather_latency": 1,
+        "gather_arms": 1,
+        "ablation": 1,
         "study_config": 1,
         "provenance": 1,
         "table": 1,
-        "plot": 4,
+        "plot": 5,
     }
 
 
@@ -176,7 +179,7 @@ def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line
     assert planned(run.stdout)["evaluate"] == 4
     evaluate = block(run.stdout, "evaluate")
     assert "--budgets 64 128 256 --adapter results/mine/adapters/" in evaluate
-    assert "/main --pool max --kernel 7 --order group_pool --study mine --seed 7 " in evaluate
+    assert "/main --pool max --kernel 7 --order group_pool --beside 0 --study mine --seed 7 " in evaluate
     made = block(run.stdout, "data_ruler")
     assert "--protocol official --seed 7 " in made
 
@@ -276,7 +279,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_put("train.lr", 1), "key in x.yaml, train: 'lr'; known: arm, samples,"),
+        (_put("train.lr", 1), "key in x.yaml, train: 'lr' (did you mean 'lora'?); known: arm, tokens, lora,"),
         (_rename("budgets", "budget"), "key in x.yaml: 'budget' (did you mean 'budgets'?); known: study"),
         (_drop("budgets"), "x.yaml: the key 'budgets' is missing or empty, which a benchmark needs"),
         (_put("budgets", [64, 0]), "x.yaml, budgets[1]: 0 is not allowed; allowed: an integer of 1 or more"),
@@ -313,6 +316,12 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("longbench", {"tasks": ["qaspr"], "source": "folder:x"}), "longbench.tasks: 'qaspr' (did you"),
         (_put("longbench", {"tasks": ["qasper"], "source": "x"}), 'longbench.source: "x" is not allowed'),
         (_put("longproc", {"tasks": ["html"], "data": "x"}), "longproc task in x.yaml, longproc.tasks:"),
+        (_put("ablation.arms", {"main": {}}), "ablation.arms: 'main' is the study's own arm (train.arm)"),
+        (_put("ablation.arms", {"n0": {"tokens": 0}}), "x.yaml, ablation.arms.n0.tokens: 0 is not allowed"),
+        (_put("ablation.arms", {"a": {"arm": "b"}}), "key in x.yaml, ablation.arms.a: 'arm'; known: tokens"),
+        (_put("ablation.arms", {"a": {"batch": 99}}), "x.yaml, ablation.arms.a.samples: 16 less 4 held out"),
+        (_put("ablation.tasks", ["vt"]), "task in x.yaml, ablation.tasks: 'vt'; known: niah_single_1,"),
+        (_put("ablation.lengths", [9]), "length in x.yaml, ablation.lengths: 9; known: 1024"),
         (_put("methods", ["speckv"]), "x.yaml, methods: speckv needs draft models; name one a model in"),
         (_put("speckv", {"drafts": {"tiny-llama": "llama-9"}}), "model in x.yaml, models: 'llama-9'"),
     ],
@@ -330,6 +339,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
 
 def test_missing_essays_file_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["ruler"] |= {"tasks": ["niah_single_2"], "haystack": str(tmp_path / "essays.json")}
+    tiny["ablation"]["tasks"] = None
     with pytest.raises(UserError, match=r"x\.yaml, ruler\.haystack: no such file: .*essays\.json"):
         study.validate(tiny, ROOT, "x.yaml")
     (tmp_path / "essays.json").write_text("{}")
@@ -401,7 +411,10 @@ def test_schemas_refuse_unknown_keys_and_describe_every_known_one(name: str) -> 
         # train.mixture's keys and a source's are checked by other means: the kinds, and $defs by kind.
         assert "additionalProperties" in part or part["properties"].keys() == {"kind"}
         for key, value in part.get("properties", {}).items():
-            assert value.get("description"), key
+            place = schema
+            for name in value["$ref"].split("/")[1:] if "$ref" in value else []:
+                place = place[name]
+            assert (place if "$ref" in value else value).get("description"), key
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------
@@ -416,8 +429,27 @@ def test_targets_of_all_are_what_the_rules_make(tiny_plan: str) -> None:
 def test_paths_leave_only_the_rules_wildcards(tiny: dict[str, Any]) -> None:
     paths = vars(study.paths(study.validate(tiny, ROOT)))
     wildcards = {name for path in paths.values() for name in re.findall(r"{(\w+)}", path)}
-    assert wildcards == {"model", "benchmark", "task", "length"}
-    assert paths["adapter"] == "results/tiny/adapters/{model}/main/lookahead.json"
+    assert wildcards == {"model", "arm", "benchmark", "task", "length"}
+    assert paths["adapter"] == "results/tiny/adapters/{model}/{arm}/lookahead.json"
+
+
+def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
+    tiny["ablation"]["arms"] = {
+        "short": {"response_tokens": 4},
+        "shorter": {"response_tokens": 4, "tokens": 8},
+        "avg": {"pool": "avg"},
+    }
+    config = study.validate(tiny, ROOT)
+    assert {arm: study.same_data(config, arm) for arm in study.arms(config)} == {
+        "main": "main", "short": "short", "shorter": "short", "avg": "main",
+    }  # fmt: skip
+    assert study.trained_arms(config) == ["main", "short", "shorter"]
+    assert study.trained_data(config) == ["main", "short"]
+    assert study.arm_words(config, "tiny-llama")[-1] == (
+        "avg=results/tiny/adapters/tiny-llama/main,pool=avg,kernel=7,order=group_pool,beside=0"
+    )
+    assert "--tokens 8" in " ".join(study.train_flags(config, "tiny-llama", "shorter", ROOT))
+    assert "--response-tokens 4" in " ".join(study.prompt_flags(config, "short"))
 
 
 def test_flags_leave_out_what_is_not_there() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lkv.errors import one_of
 from lkv.records import atomic_write
+from lkv.report.ablation import ablation
 from lkv.report.accuracy import accuracy
 from lkv.report.figure import FORMATS, RC, to_bytes
 from lkv.report.latency import latency
@@ -22,6 +23,7 @@ KINDS: dict[str, Callable[[Path], Figure]] = {
     "pareto": pareto,
     "training": training,
     "accuracy": accuracy,
+    "ablation": ablation,
 }
 
 
