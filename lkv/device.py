@@ -1,4 +1,4 @@
-"""Which device a job runs on; with several GPUs each job leases one of its own by a file lock."""
+"""Which device a job runs on: each leases a GPU of its own, or a share of one, by file locks."""
 
 from __future__ import annotations
 
@@ -13,40 +13,55 @@ import torch
 from lkv.errors import UserError, one_of
 
 _leases: list[IO[str]] = []  # open files: the locks live as long as the process
+_share = 1  # of jobs that use this one's GPU
 
 
-def pick(name: str) -> torch.device:
-    """auto, cpu or cuda → a device. On CUDA the first GPU that no other job of ours has leased."""
+def pick(name: str, jobs: int = 1) -> torch.device:
+    """auto, cpu or cuda → a device. On CUDA the first GPU that has room for one of `jobs` that share it."""
+    global _share
     if name not in ("auto", "cpu", "cuda"):
         raise one_of("device", name, ["auto", "cpu", "cuda"])
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("device 'cuda' was asked for, but torch sees no GPU; use --device auto or cpu")
-    for index in range(torch.cuda.device_count()):
-        uuid = torch.cuda.get_device_properties(index).uuid
-        path = Path(tempfile.gettempdir()) / f"lkv-gpu-{uuid}.lock"
-        if not path.exists():
-            path.touch()
-        lock = path.open()  # read-only: the file may be another user's
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        _leases.append(lock)
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
+    for slot in range(jobs):
+        for index in range(torch.cuda.device_count()):
+            uuid = str(torch.cuda.get_device_properties(index).uuid)
+            # A job alone shuts all others out; those that share take a place each.
+            whole = _locked(uuid, fcntl.LOCK_EX if jobs == 1 else fcntl.LOCK_SH)
+            place = whole and _locked(f"{uuid}-{slot}", fcntl.LOCK_EX)
+            if whole and place:
+                _leases.extend([whole, place])
+                _share = jobs
+                torch.cuda.set_device(index)
+                return torch.device("cuda", index)
+            if whole:
+                whole.close()
     raise UserError(
         f"all {torch.cuda.device_count()} GPUs are leased by other lkv jobs; "
-        "wait for them, or give snakemake --resources gpu=NUMBER_OF_GPUS"
+        "wait for them, or give snakemake --resources gpu=NUMBER_OF_GPUS (times jobs_per_gpu)"
     )
 
 
+def _locked(name: str, kind: int) -> IO[str] | None:
+    """A lock on a GPU, or on a place on it; None where another process holds it."""
+    path = Path(tempfile.gettempdir()) / f"lkv-gpu-{name}.lock"
+    if not path.exists():
+        path.touch()
+    lock = path.open()  # read-only: the file may be another user's
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
 def memory(device: torch.device) -> int:
-    """Bytes that jobs may count on: the GPU's, or what the machine has free."""
+    """Bytes that a job may count on: its share of the GPU's, or what the machine has free."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.get_device_properties(device).total_memory // _share
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []:
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])

@@ -418,7 +418,8 @@ def _load(args: Arguments) -> Loaded:
     from lkv import device
     from lkv.models import load
 
-    loaded = load(args.model, device.pick(args.device), args.dtype)
+    place = device.pick(args.device, getattr(args, "jobs_per_gpu", 1))
+    loaded = load(args.model, place, args.dtype)
     facts = f"{loaded.name} on {loaded.model.device}, {loaded.dtype}, attention {loaded.backend}"
     facts += f"; {loaded.note}" if loaded.note else ""
     log.info(facts)
@@ -428,7 +429,6 @@ def _load(args: Arguments) -> Loaded:
 
 
 def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
-    from lkv import device
     from lkv.lookahead import LookaheadKV
     from lkv.models import load
     from lkv.registry import get
@@ -437,7 +437,7 @@ def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
     recipe, beside = _recipe(vars(args))
     draft: Loaded | Literal["self"] | None = SELF if args.draft == SELF else None
     if "speckv" in args.methods and args.draft not in (None, SELF):
-        draft = load(Path(args.draft), device.pick(args.device), args.dtype)
+        draft = load(Path(args.draft), loaded.model.device, args.dtype)
     return [
         None if name == FULL else get(name, adapter, recipe, draft, loaded.tokenizer, beside)
         for name in args.methods

@@ -13,9 +13,9 @@ rule data_train:
     priority: 1
     conda:
         "../envs/lkv.yaml"
-    threads: THREADS
+    threads: THREADS * WHOLE
     resources:
-        gpu=1,
+        gpu=WHOLE,
     params:
         version=study.VERSIONS["data"],
         model=subpath(input.model, parent=True),

@@ -34,7 +34,7 @@ rule evaluate:
         ),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype"),
+        run=study.flags(config, "device", "dtype", "jobs_per_gpu"),
     shell:
         "python -m lkv evaluate --model {params.model} --data {input.data} --methods {params.methods}"
         " --budgets {params.budgets} {params.parts} --study {params.study} --seed {params.seed}"
@@ -69,7 +69,7 @@ rule ablate:
         own=study.ablation_flags(config),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype"),
+        run=study.flags(config, "device", "dtype", "jobs_per_gpu"),
     shell:
         "python -m lkv evaluate --model {params.model} --data {input.data} --methods full"
         " --arms {params.arms} {params.own} --study {params.study} --seed {params.seed}"

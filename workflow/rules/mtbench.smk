@@ -14,9 +14,9 @@ rule mtbench:
     priority: 1
     conda:
         "../envs/lkv.yaml"
-    threads: THREADS
+    threads: THREADS * WHOLE
     resources:
-        gpu=1,
+        gpu=WHOLE,
     params:
         version=study.VERSIONS["evaluate"],
         model=subpath(input.model, parent=True),

@@ -115,9 +115,9 @@ rule provenance:
         f"logs/{STUDY}/provenance.log",
     conda:
         "../envs/lkv.yaml"
-    threads: THREADS
+    threads: THREADS * WHOLE
     resources:
-        gpu=1,
+        gpu=WHOLE,
     params:
         version=study.VERSIONS["summarise"],
         models=lambda wildcards, input: study.folders(input.models),

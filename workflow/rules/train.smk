@@ -15,9 +15,9 @@ rule train:
     priority: 1
     conda:
         "../envs/lkv.yaml"
-    threads: THREADS
+    threads: THREADS * WHOLE
     resources:
-        gpu=1,
+        gpu=WHOLE,
     params:
         version=study.VERSIONS["train"],
         model=subpath(input.model, parent=True),

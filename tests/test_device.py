@@ -1,0 +1,83 @@
+"""Jobs lease GPUs: one alone, or a place on one that several share; a file lock for each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lkv import device
+from lkv.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+OTHER = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_device import pretend
+from lkv import device
+pretend(setattr, {cards})
+print(device.pick("cuda", {jobs}).index, flush=True)
+sys.stdin.read()
+"""
+
+
+def pretend(put, cards: int) -> None:  # type: ignore[no-untyped-def]
+    """Makes torch see so many GPUs of 64 GiB."""
+    put(torch.cuda, "is_available", lambda: True)
+    put(torch.cuda, "device_count", lambda: cards)
+    put(torch.cuda, "set_device", lambda index: None)
+    facts = [SimpleNamespace(uuid=f"card-{i}", total_memory=64 << 30) for i in range(cards)]
+    put(torch.cuda, "get_device_properties", lambda index: facts[getattr(index, "index", index)])
+
+
+@pytest.fixture
+def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Locks in a folder of their own; what this process leases is given back."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(device, "_leases", [])
+    monkeypatch.setattr(device, "_share", 1)
+    others = []
+
+    def beside(number: int, jobs: int) -> int:
+        """Another process leases; says which GPU it got."""
+        code = OTHER.format(tests=str(ROOT / "tests"), cards=number, jobs=jobs)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
+        others.append(other)
+        return int(other.stdout.readline())
+
+    yield beside
+    for other in others:
+        other.communicate("")
+    for lease in device._leases:
+        lease.close()
+
+
+def test_a_job_alone_gets_a_gpu_that_nobody_holds(cards, monkeypatch):
+    pretend(monkeypatch.setattr, 2)
+    assert cards(2, 1) == 0
+    assert device.pick("cuda").index == 1
+    assert device.memory(torch.device("cuda", 1)) == 64 << 30
+    with pytest.raises(UserError, match="all 2 GPUs are leased by other lkv jobs"):
+        device.pick("cuda")
+
+
+def test_jobs_that_share_fill_the_gpus_evenly_and_count_on_their_share_of_memory(cards, monkeypatch):
+    pretend(monkeypatch.setattr, 2)
+    assert [cards(2, 2), cards(2, 2), cards(2, 2)] == [0, 1, 0]
+    assert device.pick("cuda", 2).index == 1
+    assert device.memory(torch.device("cuda", 1)) == 32 << 30
+    with pytest.raises(UserError, match="all 2 GPUs are leased"):
+        device.pick("cuda", 2)
+
+
+def test_jobs_that_share_and_jobs_alone_keep_off_each_others_gpu(cards, monkeypatch):
+    pretend(monkeypatch.setattr, 2)
+    assert cards(2, 4) == 0
+    assert device.pick("cuda").index == 1
+    assert cards(2, 4) == 0
