@@ -4,4 +4,5 @@ import sys
 
 from lkv.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # prompts are built in processes that import this file
+    sys.exit(main())

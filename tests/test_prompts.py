@@ -143,6 +143,14 @@ def test_a_prompt_does_not_depend_on_how_many_are_built(words: PreTrainedTokeniz
     assert list(islice(build(words, 1000, [192, 256], DEFAULT, seed=3), 9)) == many[:9]
 
 
+def test_processes_build_the_prompts_of_one(
+    bytewise: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = list(build(bytewise, 24, [256, 320], {"log": 1, "dictionary": 1}, 5))
+    monkeypatch.setattr("lkv.data.prompts.WORTH_A_PROCESS", 4)
+    assert list(build(bytewise, 24, [256, 320], {"log": 1, "dictionary": 1}, 5)) == one
+
+
 def test_the_mixtures_weights_are_the_kinds_shares(words: PreTrainedTokenizerBase) -> None:
     kinds = [p["kind"] for p in build(words, 150, [192], {"log": 2, "dictionary": 1, "table": 0}, seed=0)]
     assert "table" not in kinds

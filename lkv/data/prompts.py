@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ from lkv.errors import UserError, one_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+WORTH_A_PROCESS = 1000  # prompts: a process takes seconds to start
 
 GIVEN = [
     "Ada", "Bela", "Carlo", "Dina", "Emre", "Fatou", "Goran", "Hana", "Ivo", "Jamal", "Kira", "Luan",
@@ -66,7 +70,7 @@ def build(
 ) -> Iterator[dict[str, Any]]:
     """`samples` prompts of exactly `lengths` tokens in turn: {"id", "kind", "length", "ids", "documents"}.
 
-    `mixture` weighs the kinds. Prompt i is the same however many are built.
+    `mixture` weighs the kinds. Prompt i is the same however many are built, and by how many processes.
     """
     for kind in mixture:
         if kind not in KINDS:
@@ -74,12 +78,43 @@ def build(
     kinds, weights = list(mixture), list(mixture.values())
     if not kinds or not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
         raise UserError(f"the mixture {dict(mixture)} has no positive weight; give at least one kind=weight")
-    for i in range(samples):
-        rng = Random(f"{seed}/train/{i}")
-        kind = rng.choices(kinds, weights)[0]
-        length = lengths[i % len(lengths)]
-        ids, used = sized(tokenizer, KINDS[kind](rng), length, rng)
-        yield {"id": i, "kind": kind, "length": length, "ids": ids, "documents": used}
+    given = tokenizer, lengths, kinds, weights, seed
+    processes = min(os.cpu_count() or 1, samples // WORTH_A_PROCESS)
+    if processes < 2:
+        yield from (_prompt(i, *given) for i in range(samples))
+        return
+    context = get_context("spawn")  # a fork would copy what a GPU's driver has open
+    with context.Pool(processes, _Worker.start, given) as pool:
+        yield from pool.imap(_Worker.prompt, range(samples), chunksize=16)
+
+
+def _prompt(
+    i: int,
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Sequence[int],
+    kinds: Sequence[str],
+    weights: Sequence[float],
+    seed: int,
+) -> dict[str, Any]:
+    rng = Random(f"{seed}/train/{i}")
+    kind = rng.choices(kinds, weights)[0]
+    length = lengths[i % len(lengths)]
+    ids, used = sized(tokenizer, KINDS[kind](rng), length, rng)
+    return {"id": i, "kind": kind, "length": length, "ids": ids, "documents": used}
+
+
+class _Worker:
+    """A process' own copy of what all its prompts share."""
+
+    given: tuple[Any, ...] = ()
+
+    @classmethod
+    def start(cls, *given: Any) -> None:
+        cls.given = given
+
+    @classmethod
+    def prompt(cls, i: int) -> dict[str, Any]:
+        return _prompt(i, *cls.given)
 
 
 def sized(
