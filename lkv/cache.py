@@ -7,7 +7,7 @@ positions follow the logical length: kept keys keep their positions, and decodin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -116,13 +116,16 @@ def kept_bytes(cache: Cache, counts: Sequence[int] | None) -> int:
 class Row:
     """One sequence ready to decode: keys and values [K, C_l, D] a layer, next position, last token int64 [].
 
-    Keys and values are one tensor [L, K, C, D] where all layers hold the same, else a list.
+    Keys and values are one tensor [L, K, C, D] where all layers hold the same, else a list. Its answer is
+    drawn at `temperature` by `seed` (lkv.sampling); greedy at 0.
     """
 
     keys: Layers
     values: Layers
     position: int
     token: Tensor
+    temperature: float = 0.0
+    seed: int = 0
 
     @property
     def bytes(self) -> int:
@@ -210,7 +213,8 @@ class RowsCache(Cache):
                 return held[:, place, :, : counts[0]].clone()
             return [layer[place, :, :count].clone() for layer, count in zip(held, counts, strict=True)]
 
-        return Row(copied(self.keys), copied(self.values), before.position + fed, token)
+        keys, values = copied(self.keys), copied(self.values)
+        return replace(before, keys=keys, values=values, position=before.position + fed, token=token)
 
 
 def windows(cache: Cache) -> list[int | None]:

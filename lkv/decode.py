@@ -1,4 +1,4 @@
-"""Greedy decoding of many rows as one batch, each from its own kept entries and position.
+"""Decoding of many rows as one batch, each from its own kept entries and position.
 
 Rows = samples × methods × budgets; shapes are fixed and rows fill slots of their own, so that on CUDA a step
 is captured once a shape and replayed. Storage is shared by all shapes of a model.
@@ -21,6 +21,7 @@ from lkv.attention import Pass, require_observable
 from lkv.cache import Layers, Row, RowsCache, prompt_cache, tensor_bytes, windows
 from lkv.errors import UserError
 from lkv.forward import states
+from lkv.sampling import drawn
 
 log = logging.getLogger("lkv")
 
@@ -34,7 +35,7 @@ def no_clock(_: str) -> AbstractContextManager[None]:
 
 @dataclass
 class Decoded:
-    """Greedy tokens of each row without the stop token; queries [R, H, T, D] a layer where recorded."""
+    """Tokens of each row without the stop token; queries [R, H, T, D] a layer where recorded."""
 
     tokens: list[list[int]]
     queries: list[Tensor]
@@ -44,11 +45,14 @@ class Decoded:
 class Decoder:
     """One step of `rows` rows over storage of `width` entries, captured on CUDA."""
 
-    def __init__(self, model: PreTrainedModel, cache: RowsCache, record: bool) -> None:
-        self.model, self.cache, self.record = model, cache, record
+    def __init__(
+        self, model: PreTrainedModel, cache: RowsCache, record: bool, temperature: float = 0.0
+    ) -> None:
+        self.model, self.cache, self.record, self.temperature = model, cache, record, temperature
         rows, device = cache.slots.shape[1], model.device
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.seed = torch.zeros(rows, dtype=torch.long, device=device)
         self.queries: Tensor | None = None  # [L, R, H, 1, D] of the latest step
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
@@ -59,6 +63,8 @@ class Decoder:
         self.token[: len(rows), 0] = torch.stack([row.token for row in rows])
         positions = torch.tensor([row.position for row in rows])
         self.position[: len(rows), 0] = positions.to(self.position.device, non_blocking=True)
+        if self.temperature:
+            self.seed[: len(rows)] = torch.tensor([row.seed for row in rows]).to(self.seed.device)
 
     def step(self) -> None:
         """Feeds `token`; the next one stands in its place."""
@@ -76,7 +82,8 @@ class Decoder:
         hidden = self.model.get_input_embeddings()(self.token)
         carried = Pass(observe=remember if self.record else None, rows=self.cache)
         last = states(self.model, hidden, self.position, self.cache, carried)
-        self.token.copy_(self.model.get_output_embeddings()(last).argmax(-1))
+        logits = self.model.get_output_embeddings()(last)[:, 0]
+        self.token[:, 0] = drawn(logits, self.temperature, self.seed, self.position[:, 0])
         self.position += 1
         self.cache.slots += 1
         if self.record:
@@ -135,18 +142,19 @@ class _Pool:
 
     def __init__(self) -> None:
         self.storage: _Storage | None = None
-        self.decoders: dict[tuple[int, int, bool], Decoder] = {}
+        self.decoders: dict[tuple[int, int, bool, float], Decoder] = {}
 
     def decoder(self, model: PreTrainedModel, like: Row, rows: int, width: int, record: bool) -> Decoder:
-        found = self.decoders.get((rows, width, record))
+        temperature = 0.0 if record else like.temperature
+        found = self.decoders.get((rows, width, record, temperature))
         if found is None:
             if self.storage is None or not self.storage.holds(like, rows, width):
                 self.decoders.clear()
                 self.storage = None  # given back before more is asked for
                 self.storage = _Storage.of(like, rows, width)
-            found = Decoder(model, self.storage.cache(model, like, rows, width), record)
+            found = Decoder(model, self.storage.cache(model, like, rows, width), record, temperature)
             if found.graph is not None:
-                self.decoders[rows, width, record] = found
+                self.decoders[rows, width, record, temperature] = found
         return found
 
 
@@ -189,9 +197,10 @@ def decode(
     record: bool = False,
     clock: Clock = no_clock,
 ) -> Decoded:
-    """Greedy decoding of all rows as one batch. Once half of them are done, the others go on without them.
+    """Decoding of all rows as one batch, at the temperature that they share. Once half of them are done, the
+    others go on without them.
 
-    `record` also feeds each row's last token, so that every draft token leaves a query.
+    `record` also feeds each row's last token, so that every draft token leaves a query; drafts are greedy.
     """
     require_observable(model)
     fed = new_tokens if record else new_tokens - 1
@@ -199,41 +208,41 @@ def decode(
     decoder.load(rows)
     stops = torch.tensor(sorted(stop), dtype=torch.long, device=model.device)
     look_every = LOOK_EVERY if model.device.type == "cuda" else 1
-    drawn, queries = [decoder.token.clone()], list[Tensor]()
-    done = torch.isin(drawn[0][: len(rows), 0], stops)
-    while len(drawn) <= fed:
-        if stop and (len(drawn) - 1) % look_every == 0:
+    tokens, queries = [decoder.token.clone()], list[Tensor]()
+    done = torch.isin(tokens[0][: len(rows), 0], stops)
+    while len(tokens) <= fed:
+        if stop and (len(tokens) - 1) % look_every == 0:
             going = [] if bool(done.all()) else [r for r, ended in enumerate(done.tolist()) if not ended]
-            if not going and not (record and len(drawn) == 1):
+            if not going and not (record and len(tokens) == 1):
                 break
-            if not record and len(going) <= len(rows) // 2 and len(drawn) > 1:
-                return _without_the_done(model, rows, decoder, drawn, going, new_tokens, stop, clock)
+            if not record and len(going) <= len(rows) // 2 and len(tokens) > 1:
+                return _without_the_done(model, rows, decoder, tokens, going, new_tokens, stop, clock)
         with clock("decode_token"):
             decoder.step()
-        drawn.append(decoder.token.clone())
+        tokens.append(decoder.token.clone())
         if stop:
             done |= torch.isin(decoder.token[: len(rows), 0], stops)
         if decoder.queries is not None:
             queries.append(decoder.queries.clone())
-    table = torch.cat(drawn, 1)[: len(rows), :new_tokens].tolist()
+    table = torch.cat(tokens, 1)[: len(rows), :new_tokens].tolist()
     seen = list(torch.cat(queries, 3)[:, : len(rows)]) if queries else []
-    return Decoded([_until(row, stop) for row in table], seen, len(drawn) - 1)
+    return Decoded([_until(row, stop) for row in table], seen, len(tokens) - 1)
 
 
 def _without_the_done(
     model: PreTrainedModel,
     rows: Sequence[Row],
     decoder: Decoder,
-    drawn: Sequence[Tensor],
+    before: Sequence[Tensor],
     going: Sequence[int],
     new_tokens: int,
     stop: frozenset[int],
     clock: Clock,
 ) -> Decoded:
-    """The rows `going` decoded to the end in a smaller batch; the others have their answers in `drawn`."""
-    fed = len(drawn) - 1
+    """The rows `going` decoded to the end in a smaller batch; the others have their answers in `before`."""
+    fed = len(before) - 1
     left = [decoder.cache.row(r, rows[r], fed, decoder.token[r, 0].clone()) for r in going]
-    table = torch.cat(list(drawn), 1)[: len(rows)].tolist()
+    table = torch.cat(list(before), 1)[: len(rows)].tolist()
     rest = decode(model, left, new_tokens - fed, stop, clock=clock)
     for r, tokens in zip(going, rest.tokens, strict=True):
         table[r] = table[r][:-1] + tokens

@@ -5,7 +5,7 @@ Samples go in waves: as many prompts as fit are read, and all their rows are dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -39,7 +39,7 @@ RECORD = (
 PLAIN = Recipe(pool=None)  # the oracle's top-C for recall: group mean, unpooled, nothing forced
 ROWS_AT_ONCE = {"cpu": 192, "cuda": 512}  # decoded as one batch
 
-Record: TypeAlias = Mapping[str, Any]
+Record: TypeAlias = dict[str, Any]
 Cell: TypeAlias = tuple[str, int]  # method, budget
 
 
@@ -61,16 +61,21 @@ def evaluate(
     journal_path: str | Path,
     out: str | Path,
     version: int = 1,
+    temperature: float = 0.0,
 ) -> str:
     """Runs what the journal lacks, then writes one CSV row a sample × method × budget; returns a notice.
 
     The full cache always runs: recall and the oracle need its answer. A new `version` makes the journal's
-    finished cells stale; scores are taken anew from their predictions.
+    finished cells stale; scores are taken anew from their predictions. Answers are greedy, or drawn at a
+    `temperature`, which their rows' protocol then names, with the same noise for all methods.
     """
     if not records:
         raise UserError("the data file has no records; build it again with lkv data")
     for method in methods:
         check_budgets(method, budgets)
+    if temperature:
+        named = f"temperature={temperature:g}"
+        records = [record | {"protocol": f"{record['protocol']} {named}"} for record in records]
     journal = Journal(journal_path)
     facts = [
         version,
@@ -86,7 +91,7 @@ def evaluate(
         for wave in _waves(loaded, _samples(loaded, records, methods, budgets, seed, facts), journal):
             todo = [sample for sample in wave if sample.missing]
             if todo:
-                found = _answered(loaded, todo, methods, budgets)
+                found = _answered(loaded, todo, methods, budgets, temperature)
                 for sample, cells in zip(todo, found, strict=True):
                     journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
             for sample in wave:
@@ -198,10 +203,14 @@ def _cells(
 
 @torch.no_grad()
 def _answered(
-    loaded: Loaded, samples: Sequence[_Sample], methods: Sequence[Method], budgets: Sequence[int]
+    loaded: Loaded,
+    samples: Sequence[_Sample],
+    methods: Sequence[Method],
+    budgets: Sequence[int],
+    temperature: float,
 ) -> list[dict[Cell, dict[str, Any]]]:
     """The missing cells of each sample: the full cache's answers, each method's look, then all decodes."""
-    _read_contexts(loaded, samples, methods)
+    _read_contexts(loaded, samples, methods, temperature)
     for sample in samples:
         _read_question(loaded, sample)
     unknown = [sample for sample in samples if sample.answer is None]
@@ -233,7 +242,9 @@ def _answered(
     return found
 
 
-def _read_contexts(loaded: Loaded, samples: Sequence[_Sample], methods: Sequence[Method]) -> None:
+def _read_contexts(
+    loaded: Loaded, samples: Sequence[_Sample], methods: Sequence[Method], temperature: float
+) -> None:
     """Prefills each context once; on CUDA contexts of like length together, as many as are worth it."""
     watched: dict[PromptRows, None] = dict.fromkeys(row for method in methods for row in method.rows)
     widest = max((row.last or 1 for row in watched), default=1)
@@ -247,6 +258,7 @@ def _read_contexts(loaded: Loaded, samples: Sequence[_Sample], methods: Sequence
             "stop": stop,
             "answer_tokens": record["max_new_tokens"],
             "banned": stop if record["min_new_tokens"] else frozenset(),
+            "temperature": temperature,
         }
         contexts = [sample.context for sample in together]
         if len(contexts) == 1:
@@ -347,7 +359,7 @@ def _choose(sample: _Sample, method: Method, budgets: Sequence[int]) -> list[Cho
 
 
 def _decoded(loaded: Loaded, rows: Sequence[tuple[_Sample, Row]]) -> list[list[int]]:
-    """Greedy tokens of each row, its own sample's number at most; samples alike in that go together."""
+    """Tokens of each row, its own sample's number at most; samples alike in that go together."""
     tokens: dict[int, list[int]] = {}
     alike: dict[tuple[int, frozenset[int]], list[int]] = {}
     for i, (sample, _) in enumerate(rows):

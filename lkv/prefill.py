@@ -17,12 +17,13 @@ from transformers.cache_utils import Cache
 from lkv import kernels
 from lkv import observe as maths
 from lkv.attention import Pass, require_observable
-from lkv.cache import EvictableLayer, Row, entries, full_layers, gather, prompt_cache
+from lkv.cache import EvictableLayer, Layers, Row, entries, full_layers, gather, prompt_cache
 from lkv.decode import decode
 from lkv.errors import UserError
 from lkv.forward import ours, states
 from lkv.interface import Importance, PromptRows, Tail
 from lkv.observe import Sight
+from lkv.sampling import drawn
 from lkv.select import Kept
 
 AT_ONCE = 1 << 26  # numbers in a prefill's hidden states: more keep a GPU no busier
@@ -35,9 +36,9 @@ class Prefilled:
     """A prompt after its prefill: ids [B, N], the full cache, each row's first answer token, int64 [B].
 
     `seen` holds the importance that the prefill pass itself recorded. `answer_tokens` is how long the model's
-    own answer may get (the oracle's observers), `seed` feeds methods that draw at random. `banned` tokens
-    cannot come first in an answer. `question` [B, n] is fed between this prompt and its answer, and is no
-    part of what is evicted.
+    own answer may get (the oracle's observers), `seed` feeds what draws at random: methods, and answers at a
+    `temperature` above 0. `banned` tokens cannot come first in an answer. `question` [B, n] is fed between
+    this prompt and its answer, and is no part of what is evicted.
 
     After `extend` the cache stores fewer entries than the prompt has tokens; importance is over the stored.
     """
@@ -51,6 +52,7 @@ class Prefilled:
     answer_tokens: int = 32
     seed: int = 0
     banned: frozenset[int] = frozenset()
+    temperature: float = 0.0
     question: Tensor | None = None
     _answers: list[list[int]] | None = field(default=None, repr=False)
 
@@ -73,7 +75,7 @@ class Prefilled:
 
     @property
     def answers(self) -> list[list[int]]:
-        """The model's own greedy answers from the full cache, without their stop token."""
+        """The model's own answers from the full cache, without their stop token."""
         if self._answers is None:
             asked = self if self.question is None else extend(self, None, self.question)
             self._answers = decode(self.model, compact(asked, None), self.answer_tokens, self.stop).tokens
@@ -143,7 +145,8 @@ def prefill_many(
     positions = torch.arange(longest, device=device)[None]
     carried = Pass(observe=record if rows else None)
     out = states(model, model.get_input_embeddings()(ids), positions, cache, carried)
-    firsts = _first(model, out[torch.arange(len(sizes), device=device), lengths - 1], settings.get("banned"))
+    ends = out[torch.arange(len(sizes), device=device), lengths - 1]
+    firsts = _first(model, ends, lengths - 1, seeds or [0] * len(sizes), **_drawing(settings))
     return [
         Prefilled(
             model,
@@ -195,7 +198,8 @@ def extend(
     carried = Pass(observe=watcher(cache, seen, new) if rows else None)
     positions = torch.arange(before, before + new, device=ids.device)[None]
     out = states(model, model.get_input_embeddings()(ids), positions, cache, carried)
-    first = _first(model, out[:, -1], prefilled.banned)
+    seeds, drawing = _seeds(prefilled.seed, len(ids)), (prefilled.banned, prefilled.temperature)
+    first = _first(model, out[:, -1], positions[:, -1], seeds, *drawing)
     whole = torch.cat([prefilled.ids, ids], 1)
     return replace(prefilled, ids=whole, cache=cache, first=first, seen=seen, question=None, _answers=None)
 
@@ -224,7 +228,9 @@ def read(
             assert isinstance(layer, EvictableLayer)
             if not layer.evicted:  # evicted layers have dropped the tail with all the rest
                 layer.crop(length - layer.stored)
-    first = _first(model, out[:, length - 1], settings.get("banned"))
+    last = torch.tensor([length - 1], device=ids.device)
+    seeds = _seeds(settings.get("seed", 0), len(ids))
+    first = _first(model, out[:, length - 1], last, seeds, **_drawing(settings))
     return Prefilled(model, ids, cache, first, seen, **settings)
 
 
@@ -238,12 +244,30 @@ def _check_room(model: PreTrainedModel, length: int, settings: dict[str, Any]) -
         )
 
 
-def _first(model: PreTrainedModel, last: Tensor, banned: frozenset[int] | None) -> Tensor:
-    """Greedy first token of each row, int64 [B], from the final states [B, hidden] of its last token."""
+def _first(
+    model: PreTrainedModel,
+    last: Tensor,
+    positions: Tensor,
+    seeds: Sequence[int],
+    banned: frozenset[int] = frozenset(),
+    temperature: float = 0.0,
+) -> Tensor:
+    """First token of each row, int64 [B], from the final states [B, hidden] of its last token."""
     logits: Tensor = model.get_output_embeddings()(last)
     if banned:
         logits = logits.index_fill(-1, torch.tensor(sorted(banned), device=logits.device), float("-inf"))
-    return logits.argmax(-1)
+    if temperature == 0:
+        return logits.argmax(-1)
+    return drawn(logits, temperature, torch.tensor(seeds, device=logits.device), positions)
+
+
+def _drawing(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in ("banned", "temperature") if key in settings}
+
+
+def _seeds(seed: int, rows: int) -> list[int]:
+    """Of the rows of a batch, each its own."""
+    return [seed + b for b in range(rows)]
 
 
 def embedded(model: PreTrainedModel, tail: Tail) -> Tensor:
@@ -317,9 +341,12 @@ def compact(prefilled: Prefilled, kept: Kept | None) -> list[Row]:
     if kept is not None:
         for i, index in zip(full_layers(cache), kept, strict=True):
             keys[i], values[i] = gather(keys[i], index), gather(values[i], index)
-    return [
-        Row([k[b] for k in keys], [v[b] for v in values], prefilled.length, prefilled.first[b]) for b in rows
-    ]
+    return [_row(prefilled, [k[b] for k in keys], [v[b] for v in values], b) for b in rows]
+
+
+def _row(prefilled: Prefilled, keys: Layers, values: Layers, b: int) -> Row:
+    seed = prefilled.seed + b
+    return Row(keys, values, prefilled.length, prefilled.first[b], prefilled.temperature, seed)
 
 
 def _compact_fused(prefilled: Prefilled, kept: Kept, tensors: Sequence[Tensor], b: int) -> Row:
@@ -328,5 +355,5 @@ def _compact_fused(prefilled: Prefilled, kept: Kept, tensors: Sequence[Tensor], 
     keys, values = fused([tensor[b] for tensor in tensors], kept.indices[:, b])
     if not kept.uniform:
         cut = [(k[:, :n], v[:, :n]) for k, v, n in zip(keys, values, kept.counts, strict=True)]
-        return Row([k for k, _ in cut], [v for _, v in cut], prefilled.length, prefilled.first[b])
-    return Row(keys, values, prefilled.length, prefilled.first[b])
+        return _row(prefilled, [k for k, _ in cut], [v for _, v in cut], b)
+    return _row(prefilled, keys, values, b)

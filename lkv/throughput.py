@@ -22,7 +22,7 @@ from lkv.records import THROUGHPUT_COLUMNS, read_csv, write_csv
 
 def throughput(
     loaded: Loaded,
-    tasks: Sequence[Sequence[Mapping[str, Any]]],
+    tasks: Sequence[Sequence[dict[str, Any]]],
     methods: Sequence[Method],
     budgets: Sequence[int],
     out: Path,

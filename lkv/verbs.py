@@ -181,6 +181,7 @@ def evaluate(args: Arguments) -> None:
         args.journal,
         args.out,
         VERSIONS["evaluate"],
+        args.temperature,
     )
     _notify(notice)
     log.info("%d methods x %d budgets in %s", len(methods), len(args.budgets), args.out)

@@ -92,7 +92,10 @@ def _protocol(blocks: Sequence[Block]) -> str:
         blind = BLIND in label.split()
         order = "evicted before the question is read" if blind else "the evicted prompt holds the question"
         texts.append(f"{', '.join(names)}: {label} ({order})")
-    return "; ".join(texts) + "; greedy decoding."
+    greedy = all("temperature=" not in label for label in labels)
+    return "; ".join(texts) + (
+        "; greedy decoding." if greedy else "; greedy where no temperature is named."
+    )
 
 
 def _modules(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:

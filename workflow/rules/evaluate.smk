@@ -34,7 +34,8 @@ rule evaluate:
         ),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype", "jobs_per_gpu"),
+        run=study.flags(config, "device", "dtype", "jobs_per_gpu")
+        + study.flags(config["protocol"], "temperature"),
     shell:
         "python -m lkv evaluate --model {params.model} --data {input.data} --methods {params.methods}"
         " --budgets {params.budgets} {params.parts} --study {params.study} --seed {params.seed}"
@@ -69,7 +70,8 @@ rule ablate:
         own=study.ablation_flags(config),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype", "jobs_per_gpu"),
+        run=study.flags(config, "device", "dtype", "jobs_per_gpu")
+        + study.flags(config["protocol"], "temperature"),
     shell:
         "python -m lkv evaluate --model {params.model} --data {input.data} --methods full"
         " --arms {params.arms} {params.own} --study {params.study} --seed {params.seed}"
