@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from lkv.attention import Pass, require_observable
 from lkv.cache import Layers, Row, RowsCache, prompt_cache, tensor_bytes, windows
+from lkv.device import capture
 from lkv.errors import UserError
 from lkv.forward import states
 from lkv.sampling import drawn
@@ -56,7 +57,7 @@ class Decoder:
         self.queries: Tensor | None = None  # [L, R, H, 1, D] of the latest step
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
-            self._capture()
+            self.graph, _ = capture(self._step)
 
     def load(self, rows: Sequence[Row]) -> None:
         self.cache.load(rows)
@@ -88,18 +89,6 @@ class Decoder:
         self.cache.slots += 1
         if self.record:
             self.queries = torch.stack(seen)
-
-    def _capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # compiles kernels and warms libraries up, which a capture does not allow
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self.graph = graph
 
 
 @dataclass(eq=False)

@@ -1,12 +1,13 @@
-"""Which device a job runs on: each leases a GPU of its own, or a share of one, by file locks."""
+"""Which device a job runs on: each leases a GPU of its own, or a share of one, by file locks. CUDA graphs."""
 
 from __future__ import annotations
 
 import fcntl
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 import torch
 
@@ -56,6 +57,24 @@ def _locked(name: str, kind: int) -> IO[str] | None:
         lock.close()
         return None
     return lock
+
+
+Result = TypeVar("Result")
+
+
+def capture(run: Callable[[], Result], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A CUDA graph of `run`, and the tensors that its replays write. Runs it twice before, which compiles
+    kernels and warms libraries up: a capture allows neither."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = run()
+    return graph, result
 
 
 def memory(device: torch.device) -> int:

@@ -170,10 +170,12 @@ def evaluate(args: Arguments) -> None:
     methods = [method for method in _methods(args, loaded) if method is not None]
     methods += [_of_arm(word, loaded, first=word == args.arms[0]) for word in args.arms]
     records = [require(record, RECORD, args.data, "lkv data") for record in load(args.data)]
-    taken = records[: args.samples]
+    if args.samples:
+        taken = records[: args.samples]
+        records = [record | {"planned": min(record["planned"], args.samples)} for record in taken]
     notice = evaluate(
         loaded,
-        [record | {"planned": min(record["planned"], args.samples or len(records))} for record in taken],
+        records,
         methods,
         args.budgets,
         args.study,

@@ -93,9 +93,7 @@ def _protocol(blocks: Sequence[Block]) -> str:
         order = "evicted before the question is read" if blind else "the evicted prompt holds the question"
         texts.append(f"{', '.join(names)}: {label} ({order})")
     greedy = all("temperature=" not in label for label in labels)
-    return "; ".join(texts) + (
-        "; greedy decoding." if greedy else "; greedy where no temperature is named."
-    )
+    return "; ".join(texts) + ("; greedy decoding." if greedy else "; greedy where no temperature is named.")
 
 
 def _modules(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:
