@@ -103,6 +103,11 @@ def _of_model(config: Mapping[str, Any], model: str, root: Path) -> Iterator[Sta
         groups.setdefault(cell.benchmark, []).append(_task(config, cell, limit))
     for benchmark, tasks in groups.items():
         yield _evaluation(model, benchmark, tasks, methods, study.budgets(config, benchmark), shape)
+    if own := config["ablation"]:
+        tasks = [_task(config, cell, limit) for cell in study.ablated(config)]
+        tasks = [(min(n, own["samples"] or n), length, new) for n, length, new in tasks]
+        arms = list(study.arms(config))
+        yield _evaluation(model, "ablation", tasks, arms, own["budgets"] or config["budgets"], shape)
     if own := config.get(study.MTBENCH):
         turns = [(own["samples"] or MTBENCH_QUESTIONS, 2 * MTBENCH_TOKENS, 2 * own["max_new_tokens"])]
         budgets = study.budgets(config, study.MTBENCH)
@@ -112,20 +117,28 @@ def _of_model(config: Mapping[str, Any], model: str, root: Path) -> Iterator[Sta
 def _training(config: Mapping[str, Any], model: str, shape: Shape | None) -> Iterator[Stage]:
     if model not in study.trained(config):
         return
-    train = config["train"]
+    main = study.main_arm(config)
+    for arm in study.trained_data(config):
+        train, name = study.arms(config)[arm], "responses" if arm == main else f"responses, {arm}"
+        prompts, length = _prompts(train)
+        answer = train["response_tokens"]
+        read = prompts * length
+        answering = _add(_prefill(shape, length, prompts), _decode(shape, answer, prompts / 16))
+        disk = 7 * (read + prompts * answer)
+        yield Stage(model, name, 1, prompts, read, prompts * answer, answering, disk)
+    for arm in study.trained_arms(config):
+        train, name = study.arms(config)[arm], "train" if arm == main else f"train, {arm}"
+        seen, (_, length) = train["steps"] * train["batch"], _prompts(train)
+        rows = train["response_tokens"] + 3 * train["tokens"]
+        learning = _add(_prefill(shape, length, seen), _prefill(shape, rows, seen))
+        yield Stage(model, name, 1, seen, seen * length, 0, learning, 30e6)
+
+
+def _prompts(train: Mapping[str, Any]) -> tuple[int, float]:
+    """An arm's training prompts, and their mean length."""
     if train["sources"]:
-        prompts, length = sum(item["count"] for item in train["sources"]), train["max_tokens"] / 2
-    else:
-        prompts, length = train["samples"], sum(train["lengths"]) / len(train["lengths"])
-    answer = train["response_tokens"]
-    read = prompts * length
-    answering = _add(_prefill(shape, length, prompts), _decode(shape, answer, prompts / 16))
-    yield Stage(
-        model, "responses", 1, prompts, read, prompts * answer, answering, 7 * (read + prompts * answer)
-    )
-    seen = train["steps"] * train["batch"]
-    learning = _add(_prefill(shape, length, seen), _prefill(shape, answer + 3 * 32, seen))
-    yield Stage(model, "train", 1, seen, seen * length, 0, learning, 30e6)
+        return sum(item["count"] for item in train["sources"]), train["max_tokens"] / 2
+    return train["samples"], sum(train["lengths"]) / len(train["lengths"])
 
 
 def _task(config: Mapping[str, Any], cell: study.Cell, limit: int | None) -> tuple[int, float, int]:

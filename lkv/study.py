@@ -223,19 +223,23 @@ def ablation_flags(config: Mapping[str, Any]) -> list[str]:
     return flags(own | {"budgets": own["budgets"] or config["budgets"]}, "budgets", "samples") if own else []
 
 
-def ablation_files(config: Mapping[str, Any]) -> list[str]:
-    """Every file of scored samples of the ablation; none where there is no ablation."""
+def ablated(config: Mapping[str, Any]) -> list[Cell]:
+    """The evaluated cells that the arms are run on as well; none where there is no ablation."""
     own = config["ablation"]
     if not own:
         return []
-    pattern = paths(config).ablation_samples
     return [
-        pattern.format(model=model, **c._asdict())
-        for model in config["models"]
+        c
         for c in cells(config)
         if (own["tasks"] is None or c.task in own["tasks"])
         and (own["lengths"] is None or c.length in own["lengths"])
     ]
+
+
+def ablation_files(config: Mapping[str, Any]) -> list[str]:
+    """Every file of scored samples of the ablation."""
+    pattern = paths(config).ablation_samples
+    return [pattern.format(model=m, **c._asdict()) for m in config["models"] for c in ablated(config)]
 
 
 def shape_alone(config: Mapping[str, Any], model: str, of: str | None = "latency") -> bool:
