@@ -59,7 +59,7 @@ def test_a_model_whose_shape_is_unknown_is_counted_without_hours() -> None:
 def test_arms_are_counted_once_a_training_and_on_their_part_of_the_study() -> None:
     config = study.read_config(ROOT / "config/tiny.yaml", ROOT)
     stages = {stage.name: stage for stage in plan.plan(config, ROOT)}
-    assert list(stages) == ["responses", "train", "train, tokens", "ruler", "ablation"]  # nopool trains nothing
+    assert list(stages) == ["responses", "train", "train, tokens", "ruler", "ablation"]
     assert (stages["ablation"].jobs, stages["ablation"].prompts) == (1, 2)
     assert stages["ablation"].written == 2 * 16 * (1 + 3)  # the full cache and three arms, 16 tokens each
 
