@@ -187,7 +187,8 @@ def arm_against(evidence: Evidence, arm: str, method: str, places: Sequence[Plac
                 raise Unsettled("the arms were evaluated on other tasks than the methods")
             low, high = ours["ci_low"] - theirs["ci_high"], ours["ci_high"] - theirs["ci_low"]
             p = 0.0 if low > 0 or high < 0 else 1.0
-            cells.append(_cell(place(length, budget, method), ours["mean"] - theirs["mean"], low, high, p))
+            where = place(length, budget, method, model if arms["model"].nunique() > 1 else "")
+            cells.append(_cell(where, ours["mean"] - theirs["mean"], low, high, p))
     return cells
 
 

@@ -66,7 +66,7 @@ def measured(evidence: Evidence) -> list[str]:
     counts = Counter(judged(claim, evidence).verdict for claim in (*CLAIMS, *TARGETS))
     lines = [
         f"- Study `{evidence.study}`: {setting(known)}; commit {commit}.",
-        f"- Models: {', '.join(known.get('models') or {}) or 'none with weights of its own'}.",
+        f"- Models: {', '.join(known.get('models') or {}) or 'none but shapes with random weights'}.",
     ]
     lines += [
         wrapped(
