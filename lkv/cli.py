@@ -421,6 +421,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, help="path without suffix")
 
     p = verb(
+        verbs.claims,
+        "claims",
+        "lkv claims --results results/mine --latency results/latency-h100 --out docs/claims.md",
+    )
+    p.add_argument("--results", type=Path, required=True)
+    p.add_argument("--latency", type=Path, help="folder whose latency.csv is read; default: --results")
+    p.add_argument("--out", type=Path, required=True, help="Markdown file")
+
+    p = verb(
         verbs.generate,
         "generate",
         "lkv generate --model models/M --adapter adapter --budget 128 --prompt-file long.txt",

@@ -61,6 +61,8 @@ PLOTS = {
 }
 REPORTS = {"table1": ("pdf", "csv", "md", "tex")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
 
+LATENCY = "latency-h100"  # the published study with the paper's shape and machine
+
 # A stage's number is raised by hand when its code changes what it writes: finished studies then run it again.
 VERSIONS = {
     "model": 1, "data": 2, "train": 2, "evaluate": 3, "judge": 1, "latency": 2, "summarise": 2, "report": 2
@@ -363,6 +365,13 @@ def published(configured: str, root: Path = Path()) -> list[str]:
 def plotted(kind: str, study: str) -> list[str]:
     """The result files that a plot of a study reads."""
     return [PATHS[key].format(study=study) for key in PLOTS[kind]]
+
+
+def claimed(study: str, root: Path = Path()) -> list[str]:
+    """The files that the claims of a published study are judged by, those that are there."""
+    keys = ("provenance", "accuracy", "paired", "ablation")
+    names = [PATHS[key].format(study=study) for key in keys] + [PATHS["latency"].format(study=LATENCY)]
+    return [name for name in names if (root / name).is_file()]
 
 
 def any_of(names: Iterable[object]) -> str:

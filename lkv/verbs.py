@@ -381,6 +381,13 @@ def plot(args: Arguments) -> None:
     plot(args.kind, args.results, args.out)
 
 
+def claims(args: Arguments) -> None:
+    """the paper's claims, each with its verdict"""
+    from lkv.report.claims import write_claims
+
+    write_claims(args.results, args.latency, args.out)
+
+
 def generate(args: Arguments) -> None:
     """answer a prompt from an evicted cache"""
     import torch

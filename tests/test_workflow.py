@@ -213,6 +213,18 @@ def test_published_study_is_rendered_by_one_job_that_rebuilds_nothing(tmp_path: 
     assert "results/paper/latency.csv" in run.stdout
 
 
+def test_claims_of_a_published_study_are_one_job_over_the_files_that_are_there(tmp_path: Path) -> None:
+    folder = working_copy(tmp_path)
+    for name in ("paper/provenance.json", "paper/paired.csv", "latency-h100/latency.csv"):
+        (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "results" / name).write_text("{}")
+    run = snakemake(folder, "-np", *ALWAYS, "reports/paper/claims.md")
+    assert planned(run.stdout) == {"claims": 1}
+    inputs = "results/paper/provenance.json, results/paper/paired.csv, results/latency-h100/latency.csv"
+    assert f"input: {inputs}\n" in block(run.stdout, "claims")
+    assert "claims" not in planned(snakemake(folder, "-n", *ALWAYS, "all").stdout)
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [

@@ -63,3 +63,21 @@ use rule plot as plot_published with:
         multiext("reports/{published}/{kind}", pdf=".pdf", svg=".svg", png=".png"),
     log:
         "logs/{published}/plot/{kind}.log",
+
+
+# Of published studies alone, with the latencies of the H100 beside. docs/claims.md is this page of the main study.
+rule claims:
+    input:
+        lambda wildcards: study.claimed(wildcards.published),
+    output:
+        md="reports/{published}/claims.md",
+    log:
+        "logs/{published}/claims.log",
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        version=study.VERSIONS["report"],
+        results="results/{published}",
+        latency=f"results/{study.LATENCY}",
+    shell:
+        "python -m lkv claims --results {params.results} --latency {params.latency} --out {output.md} --log {log}"

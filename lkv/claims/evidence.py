@@ -1,0 +1,230 @@
+"""What a claim is judged by: a study's result files, in cells of one difference or one overhead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lkv.errors import UserError
+from lkv.records import (
+    ABLATION_COLUMNS,
+    ACCURACY_COLUMNS,
+    LATENCY_COLUMNS,
+    PAIRED_COLUMNS,
+    read_csv,
+    read_json,
+)
+from lkv.summarise import AVERAGE, BUILT_IN, REFERENCE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HOLDS, PART, FAILS = "holds", "holds in part", "does not hold"
+UNTESTABLE, UNMEASURED = "cannot be tested here", "not measured yet"
+VERDICTS = (HOLDS, PART, FAILS, UNTESTABLE, UNMEASURED)
+
+TABLES = {
+    "accuracy": ACCURACY_COLUMNS,
+    "paired": PAIRED_COLUMNS,
+    "ablation": ABLATION_COLUMNS,
+    "latency": LATENCY_COLUMNS,
+}
+NOT_ADDED = ("prefill", "first_token", "decode_token", "decode_batch", "total")
+SHAPE, DEVICE = "llama-3.1-8b-instruct", "H100"
+
+Place = tuple[int, int]  # length (0 where a benchmark has its own), budget
+Rows = Mapping[str, object]  # column: value
+
+
+class Unsettled(Exception):
+    """No verdict can be given: `verdict` is UNMEASURED or UNTESTABLE, the message says why."""
+
+    def __init__(self, reason: str, verdict: str = UNMEASURED) -> None:
+        super().__init__(reason)
+        self.verdict = verdict
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One difference in points of score with its 95 % interval; above 0 LookaheadKV is better."""
+
+    where: str
+    diff: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What is added to a plain prefill, ms: its median; its phases' 10th and 90th percentiles, summed."""
+
+    median: float
+    low: float
+    high: float
+    prefill: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A study's files; what it does not have is missing from `tables`."""
+
+    study: str
+    tables: Mapping[str, pd.DataFrame]
+    provenance: Mapping[str, Any]
+    latency_study: str
+
+    def table(self, name: str) -> pd.DataFrame:
+        if name not in self.tables:
+            raise Unsettled(f"no {name}.csv")
+        return self.tables[name]
+
+
+def read_evidence(results: Path, latency: Path | None = None) -> Evidence:
+    """The files of `results`; latency.csv from `latency` where that is given. Missing files are no error."""
+    for folder in (results, latency or results):
+        if not folder.is_dir():
+            raise UserError(f"no such results folder: {folder}; give the folder of a study, results/NAME")
+    paths = {name: (latency or results if name == "latency" else results) / f"{name}.csv" for name in TABLES}
+    tables = {name: read_csv(path, TABLES[name]) for name, path in paths.items() if path.is_file()}
+    for frame in tables.values():
+        for column in {"protocol", "haystack", "arm", "implementation", "device"} & set(frame.columns):
+            frame[column] = frame[column].fillna("").astype(str)
+    card = results / "provenance.json"
+    return Evidence(
+        results.name, tables, read_json(card) if card.is_file() else {}, (latency or results).name
+    )
+
+
+def averages(frame: pd.DataFrame, benchmark: str, temperature: float | None = None) -> pd.DataFrame:
+    """The headline rows: averages under the official protocol; RULER's with the essays as haystack."""
+    words = [] if temperature is None else [f"temperature={temperature:g}"]
+    if benchmark == "ruler":
+        official = frame["protocol"] == " ".join(["official", *words])
+        text = ~frame["haystack"].isin(["pydoc", BUILT_IN, ""])
+    else:  # LongBench's label names where prompts are cut
+        labels = frame["protocol"].str.split()
+        official = labels.map(
+            lambda label: (
+                label[:1] == ["official"]
+                and [word for word in label if word.startswith("temperature=")] == words
+            )
+        ).astype(bool)
+        text = frame["haystack"] == ""
+    rows = frame[(frame["benchmark"] == benchmark) & (frame["task"] == AVERAGE) & official & text]
+    if rows.empty:
+        at = "" if temperature is None else f" at temperature {temperature:g}"
+        raise Unsettled(f"no {benchmark} average under the official protocol{at}")
+    if rows["haystack"].nunique() > 1 or rows["protocol"].nunique() > 1:
+        raise Unsettled(f"several haystacks or protocols among the {benchmark} averages")
+    return rows
+
+
+def pick(frame: pd.DataFrame, **equal: object) -> pd.Series:
+    """The one row with these values; Unsettled where there is none or more than one."""
+    rows = frame
+    for column, value in equal.items():
+        rows = rows[rows[column] == value]
+    if len(rows) != 1:
+        what = ", ".join(f"{column} {value}" for column, value in equal.items())
+        raise Unsettled(f"{'no row' if rows.empty else 'several rows'} for {what}")
+    return rows.iloc[0]
+
+
+def against(
+    evidence: Evidence,
+    methods: Iterable[str],
+    places: Sequence[Place],
+    benchmark: str = "ruler",
+    temperatures: Sequence[float | None] = (None,),
+) -> list[Cell]:
+    """LookaheadKV minus each method at each place, for every model of the study, from paired.csv."""
+    frame = evidence.table("paired")
+    frame = frame[frame["metric"] == "score"]
+    methods, cells = list(methods), []
+    for temperature in temperatures:
+        rows = averages(frame, benchmark, temperature)
+        for model in dict.fromkeys(rows["model"]):
+            for method in methods:
+                for length, budget in places:
+                    row = pick(rows, model=model, method=method, length=length, budget=budget)
+                    where = place(length, budget, method, model if rows["model"].nunique() > 1 else "")
+                    where += "" if temperature is None else f", T = {temperature:g}"
+                    cells.append(_cell(where, row["diff"], row["ci_low"], row["ci_high"], row["p"]))
+    return cells
+
+
+def over_arms(evidence: Evidence, arms: Iterable[str], places: Sequence[Place]) -> list[Cell]:
+    """The main arm minus each other arm at each place, for every model, from ablation.csv."""
+    rows = averages(evidence.table("ablation"), "ruler")
+    cells = []
+    for model in dict.fromkeys(rows["model"]):
+        for arm in arms:
+            for length, budget in places:
+                row = pick(rows, model=model, method=REFERENCE, arm=arm, length=length, budget=budget)
+                where = place(length, budget, f"arm {arm}", model if rows["model"].nunique() > 1 else "")
+                # Subtracted, not negated: the file has arm minus main.
+                low, high = 0 - row["diff_ci_high"], 0 - row["diff_ci_low"]
+                cells.append(_cell(where, 0 - row["diff_vs_lookaheadkv"], low, high, row["p_vs_lookaheadkv"]))
+    return cells
+
+
+def arm_against(evidence: Evidence, arm: str, method: str, places: Sequence[Place]) -> list[Cell]:
+    """An arm of ablation.csv minus a method of accuracy.csv, unpaired.
+
+    From one's lower end minus the other's upper end to the reverse: wider than the difference's interval.
+    """
+    ablation, accuracy = evidence.table("ablation"), evidence.table("accuracy")
+    arms, methods = averages(ablation, "ruler"), averages(accuracy, "ruler")
+    cells = []
+    for model in dict.fromkeys(arms["model"]):
+        for length, budget in places:
+            ours = pick(arms, model=model, method=REFERENCE, arm=arm, length=length, budget=budget)
+            theirs = pick(methods, model=model, method=method, length=length, budget=budget)
+            if _tasks(ablation, ours) != _tasks(accuracy, theirs):
+                raise Unsettled("the arms were evaluated on other tasks than the methods")
+            low, high = ours["ci_low"] - theirs["ci_high"], ours["ci_high"] - theirs["ci_low"]
+            p = 0.0 if low > 0 or high < 0 else 1.0
+            where = place(length, budget, method, model if arms["model"].nunique() > 1 else "")
+            cells.append(_cell(where, ours["mean"] - theirs["mean"], low, high, p))
+    return cells
+
+
+def overhead(evidence: Evidence, method: str, length: int, budget: int = 128) -> Overhead:
+    """What a method adds to one prompt on the paper's model and machine, eviction after the pass."""
+    frame = evidence.table("latency")
+    frame = frame[(frame["model"] == SHAPE) & frame["device"].str.contains(DEVICE)]
+    frame = frame[~frame["implementation"].str.contains("layer by layer") & (frame["status"] == "ok")]
+    if frame.empty:
+        raise Unsettled(f"no rows of {SHAPE} on an {DEVICE}")
+    own = frame[(frame["length"] == length) & (frame["budget"] == budget) & (frame["method"] == method)]
+    total, prefill = pick(own, phase="total", length=length, method=method), pick(own, phase="prefill")
+    added = own[~own["phase"].isin(NOT_ADDED)]
+    return Overhead(
+        float(total["overhead_ms"]),
+        float(added["p10_ms"].sum()),
+        float(added["p90_ms"].sum()),
+        float(prefill["median_ms"]),
+    )
+
+
+def place(length: int, budget: int, *what: str) -> str:
+    at = f"{length // 1024}K, C = {budget}" if length else f"C = {budget}"
+    return ", ".join([*(word for word in what if word), at])
+
+
+def _tasks(frame: pd.DataFrame, of: pd.Series) -> set[tuple[str, str]]:
+    """The tasks (and built-in ones) with figures beside an average row."""
+    same = frame
+    for column in ("model", "benchmark", "length", "protocol", "method", "budget"):
+        same = same[same[column] == of[column]]
+    same = same[(same["task"] != AVERAGE) & (same["haystack"] != "pydoc")]
+    return set(zip(same["task"], same["haystack"], strict=True))
+
+
+def _cell(where: str, *figures: float) -> Cell:
+    if any(figure != figure for figure in figures):
+        raise Unsettled(f"no interval for {where}")
+    return Cell(where, *map(float, figures))
