@@ -265,7 +265,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--samples", type=_positive, help="the first so many; default: all")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--temperature", type=_temperature, default=0.0, help="0 (default): greedy answers")
+    p.add_argument(
+        "--temperatures", nargs="+", type=_temperature, default=[0.0], help="0 (default): greedy answers"
+    )
     p.add_argument("--jobs-per-gpu", type=_positive, default=1, help="evaluations that share a GPU")
     p.add_argument("--journal", type=Path, required=True, help="finished cells; makes a second run resume")
     p.add_argument("--out", type=Path, required=True)

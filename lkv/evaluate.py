@@ -61,21 +61,18 @@ def evaluate(
     journal_path: str | Path,
     out: str | Path,
     version: int = 1,
-    temperature: float = 0.0,
+    temperatures: Sequence[float] = (0.0,),
 ) -> str:
     """Runs what the journal lacks, then writes one CSV row a sample × method × budget; returns a notice.
 
     The full cache always runs: recall and the oracle need its answer. A new `version` makes the journal's
-    finished cells stale; scores are taken anew from their predictions. Answers are greedy, or drawn at a
-    `temperature`, which their rows' protocol then names, with the same noise for all methods.
+    finished cells stale; scores are taken anew from their predictions. At a temperature of 0 answers are
+    greedy; above it they are drawn with the same noise for all methods, and their rows' protocol names it.
     """
     if not records:
         raise UserError("the data file has no records; build it again with lkv data")
     for method in methods:
         check_budgets(method, budgets)
-    if temperature:
-        named = f"temperature={temperature:g}"
-        records = [record | {"protocol": f"{record['protocol']} {named}"} for record in records]
     journal = Journal(journal_path)
     facts = [
         version,
@@ -87,20 +84,27 @@ def evaluate(
     ]
     rows: list[dict[str, Any]] = []
     named = f"{records[0]['task']}@{records[0]['length']}"
-    with tqdm(total=len(records), desc=f"evaluate {named}", unit="sample") as bar:
-        for wave in _waves(loaded, _samples(loaded, records, methods, budgets, seed, facts), journal):
-            todo = [sample for sample in wave if sample.missing]
-            if todo:
-                found = _answered(loaded, todo, methods, budgets, temperature)
-                for sample, cells in zip(todo, found, strict=True):
-                    journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
-            for sample in wave:
-                keys = sample.cells.values()
-                rows += [_row(study, loaded.name, sample.record, journal.cells[key]) for key in keys]
-            bar.update(len(wave))
+    with tqdm(total=len(records) * len(temperatures), desc=f"evaluate {named}", unit="sample") as bar:
+        for temperature in temperatures:
+            told = [record | {"protocol": _protocol(record, temperature)} for record in records]
+            for wave in _waves(loaded, _samples(loaded, told, methods, budgets, seed, facts), journal):
+                todo = [sample for sample in wave if sample.missing]
+                if todo:
+                    found = _answered(loaded, todo, methods, budgets, temperature)
+                    for sample, cells in zip(todo, found, strict=True):
+                        journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
+                for sample in wave:
+                    keys = sample.cells.values()
+                    rows += [_row(study, loaded.name, sample.record, journal.cells[key]) for key in keys]
+                bar.update(len(wave))
     rows.sort(key=lambda row: row["sample"])  # stable: the cells of a sample stay in their order
     write_csv(out, rows, SAMPLE_COLUMNS)
     return journal.notice
+
+
+def _protocol(record: Record, temperature: float) -> str:
+    named = f" temperature={temperature:g}" if temperature else ""
+    return f"{record['protocol']}{named}"
 
 
 @dataclass(eq=False)

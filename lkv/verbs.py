@@ -183,7 +183,7 @@ def evaluate(args: Arguments) -> None:
         args.journal,
         args.out,
         VERSIONS["evaluate"],
-        args.temperature,
+        args.temperatures,
     )
     _notify(notice)
     log.info("%d methods x %d budgets in %s", len(methods), len(args.budgets), args.out)

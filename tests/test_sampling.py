@@ -83,12 +83,15 @@ def test_sampled_answers_name_their_temperature_and_come_again(loaded: Loaded, t
     found = []
     for run in ("a", "b"):
         paths = tmp_path / f"{run}.jsonl", tmp_path / f"{run}.csv"
-        evaluate(loaded, [RECORD], methods, [40, 64], "s", 3, *paths, temperature=2.0)
+        evaluate(loaded, [RECORD], methods, [40, 64], "s", 3, *paths, temperatures=[2.0])
         found.append(paths[1].read_bytes())
     assert found[0] == found[1]
     rows = read_csv(tmp_path / "a.csv", ["method", "protocol", "new_tokens"])
     assert set(rows["protocol"]) == {"p temperature=2"}
     greedy = tmp_path / "g.jsonl", tmp_path / "g.csv"
     evaluate(loaded, [RECORD], methods, [40, 64], "s", 3, *greedy)
+    both = tmp_path / "both.jsonl", tmp_path / "both.csv"
+    evaluate(loaded, [RECORD], methods, [40, 64], "s", 3, *both, temperatures=[0, 2.0])
+    assert both[1].read_text() == greedy[1].read_text() + found[0].decode().partition("\n")[2]
     texts = [(tmp_path / f"{run}.jsonl").read_text() for run in ("a", "g")]
     assert [text.count('"prediction"') for text in texts] == [5, 5] and texts[0] != texts[1]

@@ -35,7 +35,7 @@ rule evaluate:
         study=STUDY,
         seed=config["seed"],
         run=study.flags(config, "device", "dtype", "jobs_per_gpu")
-        + study.flags(config["protocol"], "temperature"),
+        + study.flags(config["protocol"], "temperatures"),
     shell:
         "python -m lkv evaluate --model {params.model} --data {input.data} --methods {params.methods}"
         " --budgets {params.budgets} {params.parts} --study {params.study} --seed {params.seed}"
@@ -71,7 +71,7 @@ rule ablate:
         study=STUDY,
         seed=config["seed"],
         run=study.flags(config, "device", "dtype", "jobs_per_gpu")
-        + study.flags(config["protocol"], "temperature"),
+        + study.flags(config["protocol"], "temperatures"),
     shell:
         "python -m lkv evaluate --model {params.model} --data {input.data} --methods full"
         " --arms {params.arms} {params.own} --study {params.study} --seed {params.seed}"
