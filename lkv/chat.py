@@ -55,6 +55,33 @@ def record_parts(
     return list(head), list(rest)
 
 
+def record_offsets(
+    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]
+) -> list[tuple[int, int]] | None:
+    """Where in the record's `input` each token of what is evicted lies: characters [start, end).
+
+    Below 0 and beyond the input's end is what the template and the answer prefix add; a token without text (a
+    BOS) lies at (-1, -1). None where the tokenizer does not tell (a slow one).
+    """
+    if not tokenizer.is_fast:
+        return None
+    text, shift = record["input"], 0
+    if record["template"]:
+        before, _ = around(tokenizer)
+        blind = not record["question_aware"]
+        text = before + text if blind else chat_text(tokenizer, text)
+        content = record["input"] if blind else record["input"].strip()  # some templates strip it
+        shift = text.index(content, len(before)) - record["input"].index(content)
+    if record["question_aware"]:
+        text += record["answer_prefix"]
+    else:
+        text = text[: shift + record["question_at"]]
+    spans = tokenizer(text, add_special_tokens=not record["template"], return_offsets_mapping=True)
+    return [
+        (start - shift, end - shift) if end > start else (-1, -1) for start, end in spans["offset_mapping"]
+    ]
+
+
 def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """One user turn and the assistant header as the tokenizer's own template writes them."""
     return conversation_text(tokenizer, [{"role": "user", "content": user}])
