@@ -10,8 +10,10 @@ from lkv.errors import one_of
 from lkv.records import atomic_write
 from lkv.report.accuracy import accuracy
 from lkv.report.figure import FORMATS, RC, to_bytes
+from lkv.report.kept import kept
 from lkv.report.latency import latency
 from lkv.report.pareto import pareto
+from lkv.report.recall import recall
 from lkv.report.training import training
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ KINDS: dict[str, Callable[[Path], Figure]] = {
     "pareto": pareto,
     "training": training,
     "accuracy": accuracy,
+    "recall": recall,
+    "kept": kept,
 }
 
 
