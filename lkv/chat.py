@@ -60,26 +60,28 @@ def record_offsets(
 ) -> list[tuple[int, int]] | None:
     """Where in the record's `input` each token of what is evicted lies: characters [start, end).
 
-    Below 0 and beyond the input's end is what the template and the answer prefix add; a token without text (a
-    BOS) lies at (-1, -1). None where the tokenizer does not tell (a slow one).
+    (-1, -1) for a token of the template or the answer prefix. None where the tokenizer does not tell (a slow
+    one). What holds a part of both counts as the input's.
     """
     if not tokenizer.is_fast:
         return None
-    text, shift = record["input"], 0
+    content, before = record["input"], ""
     if record["template"]:
         before, _ = around(tokenizer)
-        blind = not record["question_aware"]
-        text = before + text if blind else chat_text(tokenizer, text)
-        content = record["input"] if blind else record["input"].strip()  # some templates strip it
-        shift = text.index(content, len(before)) - record["input"].index(content)
+    if not record["question_aware"]:
+        content = content[: record["question_at"]]
+        text = before + content
+    elif record["template"]:
+        content, text = content.strip(), chat_text(tokenizer, content)  # some templates strip it
+    else:
+        text = content
     if record["question_aware"]:
         text += record["answer_prefix"]
-    else:
-        text = text[: shift + record["question_at"]]
-    spans = tokenizer(text, add_special_tokens=not record["template"], return_offsets_mapping=True)
-    return [
-        (start - shift, end - shift) if end > start else (-1, -1) for start, end in spans["offset_mapping"]
-    ]
+    first = text.index(content, len(before))
+    last, shift = first + len(content), first - record["input"].index(content)
+    encoded = tokenizer(text, add_special_tokens=not record["template"], return_offsets_mapping=True)
+    spans = [(max(start, first), min(end, last)) for start, end in encoded["offset_mapping"]]
+    return [(start - shift, end - shift) if start < end else (-1, -1) for start, end in spans]
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:

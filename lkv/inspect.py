@@ -112,9 +112,9 @@ def bin_parts(record: Mapping[str, Any], offsets: Sequence[tuple[int, int]] | No
     def part(spans: Sequence[tuple[int, int]]) -> str:
         if any(start < high and low < end for start, end in spans for low, high in answers):
             return ANSWER
-        if question_at and any(start < len(text) and question_at < end for start, end in spans):
+        if question_at and any(question_at < end for _, end in spans):
             return QUESTION
-        return TEMPLATE if all(end <= 0 or start >= len(text) for start, end in spans) else ""
+        return TEMPLATE if all(end < 0 for _, end in spans) else ""
 
     assert len(offsets) == length, "offsets of another prompt"
     return [part(offsets[start:end]) for start, end in bin_edges(length)]

@@ -314,7 +314,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("protocol", "official"), 'x.yaml, protocol: "official" is not allowed; allowed: keys with'),
         (_drop("train"), "x.yaml, train: missing, and lookaheadkv needs modules for tiny-llama"),
         (_put("inspect", {"lengths": [512]}), "length in x.yaml, inspect.lengths: 512; known: 1024"),
-        (_put("inspect", {"samples": 0}), "x.yaml, inspect.samples: 0 is not allowed; allowed: an integer of"),
+        (_put("inspect", {"samples": 0}), "x.yaml, inspect.samples: 0 is not allowed; allowed: an integer"),
         (_put("inspect", {"methods": []}), "key in x.yaml, inspect: 'methods'; known: samples, lengths"),
         (_put("latency.repeats", [2, 3]), "latency.repeats: 2 numbers for 1 lengths; give one"),
         (_put("latency.random", ["tiny"]), "model in x.yaml, latency.random: 'tiny'; known: tiny-llama"),

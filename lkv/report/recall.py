@@ -52,8 +52,8 @@ def recall(results_dir: Path) -> Figure:
         "Look for dark rows: layers in which a method misses what the model's own answer will look at. "
         "Numbers: mean over layers. Recall: share of the C entries that the answer looks at most which are "
         "among the C that the method ranks highest, nothing pooled or forced (methods that differ in that "
-        f"alone are equal here). Mean over KV heads and tasks; tasks: {tasks}; lengths: {lengths}; samples of "
-        f"each: {samples}. {BUDGET}."
+        f"alone are equal here). Mean over KV heads and tasks; tasks: {tasks}; lengths: {lengths}; samples "
+        f"of each: {samples}. {BUDGET}."
     )
     return finish(figure, [], caption)
 
