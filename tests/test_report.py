@@ -312,7 +312,7 @@ def test_recall_panels_are_methods_with_the_mean_over_layers_above_each_budget(s
     assert list(panels) == ["SnapKV", "LAQ", "LookaheadKV"]  # the oracle's recall is 1 by definition
     by_layer = [0.8 * (1 / (1 + layer) + 1 / (2 + layer)) / 2 for layer in range(3)]
     [mesh] = panels["LookaheadKV"].collections
-    assert mesh.get_array().ravel() == pytest.approx(np.repeat(by_layer, 2))
+    assert np.asarray(mesh.get_array()).ravel() == pytest.approx(np.repeat(by_layer, 2))
     assert texts(panels["LookaheadKV"]) == [f"{sum(by_layer) / 3:.2f}".removeprefix("0")] * 2
     assert mesh.get_clim() == (0, 1)  # one scale for all panels
     assert [label.get_text() for label in panels["LAQ"].get_xticklabels()] == ["64", "128"]

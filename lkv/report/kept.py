@@ -70,7 +70,9 @@ def _draw(axis: Axes, rows: pd.DataFrame, norm: Any) -> QuadMesh:
     """One prompt: what lies where on top, then a strip a method, on one position axis."""
     grid = rows.pivot(index="method", columns="start", values="kept").loc[list(dict.fromkeys(rows["method"]))]
     edges = [*grid.columns, rows["end"].max()]
-    mesh = axis.pcolormesh(edges, range(1, len(grid) + 2), grid.to_numpy(), cmap="Greys", norm=norm)
+    mesh = axis.pcolormesh(
+        edges, range(1, len(grid) + 2), grid.to_numpy(), cmap="Greys", norm=norm, rasterized=True
+    )  # as paths a map would be megabytes
     for bin_ in rows.drop_duplicates("start").to_dict("records"):
         if bin_["part"] in PARTS:
             _, colour, hatch = PARTS[bin_["part"]]
