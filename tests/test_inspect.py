@@ -124,6 +124,17 @@ def test_kept_tokens_sum_to_the_budget(found):
         assert (rows["kept"] * (rows["end"] - rows["start"])).sum() == pytest.approx(budget, abs=1e-3)
 
 
+def test_before_the_question_is_known_the_context_alone_is_inspected(loaded, tmp_path):
+    given = record(question_aware=False)
+    out = tmp_path / "r.csv", tmp_path / "k.csv"
+    inspect(loaded, [given], [get("snapkv"), get("oracle")], [64], "s", 1, *out)
+    bins = records.read_csv(out[1], records.KEPT_COLUMNS)
+    assert bins["end"].max() == len(record_parts(loaded.tokenizer, given)[0])
+    assert set(bins["part"].dropna()) == {"answer"}  # the question is not evicted, nor what follows it
+    recalls = records.read_csv(out[0], records.RECALL_COLUMNS).set_index("method")["recall"]
+    assert set(recalls["oracle"]) == {1.0}
+
+
 def test_layers_that_keep_unequal_numbers_are_counted_without_their_padding():
     kept = Kept(torch.tensor([[[[0, 1, 3]]], [[[2, 0, 0]]]]), [3, 1])  # 0 is padding in the second layer
     assert kept_share(kept, 4).tolist() == [0.5, 0.5, 0.5, 0.5]

@@ -318,6 +318,15 @@ def test_recall_panels_are_methods_with_the_mean_over_layers_above_each_budget(s
     assert [label.get_text() for label in panels["LAQ"].get_xticklabels()] == ["64", "128"]
 
 
+def test_recall_takes_more_methods_than_a_line_has_room_for_and_models_with_fewer(study, tmp_path):
+    frame = records.read_csv(study / "recall_by_layer.csv", records.RECALL_COLUMNS)
+    laq = frame[frame["method"] == "laq"]
+    more = [laq.assign(model="big", method=f"m{number}") for number in range(9)]
+    records.write_csv(tmp_path / "recall_by_layer.csv", pd.concat([laq, *more]), records.RECALL_COLUMNS)
+    titles = [axis.get_title(loc="left") for axis in recall(tmp_path).axes]
+    assert [title for title in titles if title] == ["LAQ", *(f"m{number}" for number in range(9))]
+
+
 def test_kept_strips_share_one_axis_and_mark_the_answer_and_the_question(study):
     figure = kept(study)
     axis = figure.axes[0]
