@@ -232,31 +232,16 @@ def ablation_flags(config: Mapping[str, Any]) -> list[str]:
 
 def ablation_files(config: Mapping[str, Any]) -> list[str]:
     """Every file of scored samples of the ablation; none where there is no ablation."""
-    if not config["ablation"]:
+    own = config["ablation"]
+    if not own:
         return []
-    return _own_files(config, "ablation", "ablation_samples")
-
-
-def inspect_files(config: Mapping[str, Any], key: str) -> list[str]:
-    """The parts of recall_by_layer.csv or kept.csv; none where nothing is inspected."""
-    return _own_files(config, "inspect", key) if config["inspect"] else []
-
-
-def inspect_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
-    own = config["inspect"]
-    given = own and own | {"budgets": own["budgets"] or budgets(config, benchmark)}
-    return flags(given, "budgets", "samples") if given else []
-
-
-def _own_files(config: Mapping[str, Any], section: str, key: str) -> list[str]:
-    """A path of PATHS for every model and each cell that a section's `tasks` and `lengths` name."""
-    own, pattern = config[section], getattr(paths(config), key)
+    pattern = paths(config).ablation_samples
     return [
         pattern.format(model=model, **c._asdict())
         for model in config["models"]
         for c in cells(config)
-        if own.get("tasks") is None or c.task in own["tasks"]
-        if own["lengths"] is None or c.length in own["lengths"]
+        if (own["tasks"] is None or c.task in own["tasks"])
+        and (own["lengths"] is None or c.length in own["lengths"])
     ]
 
 
@@ -313,6 +298,26 @@ def given_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
     where = {"longbench": "source", "longproc": "data_folder"}[benchmark]
     values = config[benchmark] | {"data_folder": config[benchmark].get("data")}
     return flags(values, where, "samples", "max_new_tokens")
+
+
+def inspect_files(config: Mapping[str, Any], key: str) -> list[str]:
+    """The parts of recall_by_layer.csv or kept.csv; none where nothing is inspected."""
+    own, pattern = config["inspect"], getattr(paths(config), key)
+    if not own:
+        return []
+    return [
+        pattern.format(model=model, **c._asdict())
+        for model in config["models"]
+        for c in cells(config)
+        if own["lengths"] is None or c.length in own["lengths"]
+    ]
+
+
+def inspect_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
+    """Command-line words for what is inspected; none where nothing is."""
+    own = config["inspect"]
+    given = own and own | {"budgets": own["budgets"] or budgets(config, benchmark)}
+    return flags(given, "budgets", "samples") if given else []
 
 
 def mtbench_flags(config: Mapping[str, Any]) -> list[str]:

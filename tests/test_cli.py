@@ -202,7 +202,7 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 def test_the_verbs_are_the_stages() -> None:
     assert set(verbs()) == {
         "model", "data train", "data ruler", "data longbench", "data longproc", "train", "evaluate",
-        "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "gather", "provenance",
+        "inspect", "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "gather", "provenance",
         "table", "plot", "generate",
     }  # fmt: skip
 
