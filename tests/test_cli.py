@@ -202,8 +202,8 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
 def test_the_verbs_are_the_stages() -> None:
     assert set(verbs()) == {
         "model", "data train", "data ruler", "data longbench", "data longproc", "train", "evaluate",
-        "inspect", "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "gather", "provenance",
-        "table", "plot", "generate",
+        "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "gather", "provenance",
+        "table", "plot", "generate", "inspect",
     }  # fmt: skip
 
 
