@@ -55,6 +55,35 @@ def record_parts(
     return list(head), list(rest)
 
 
+def record_offsets(
+    tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]
+) -> list[tuple[int, int]] | None:
+    """Where in the record's `input` each token of what is evicted lies: characters [start, end).
+
+    (-1, -1) for a token of the template or the answer prefix. None where the tokenizer does not tell (a slow
+    one). What holds a part of both counts as the input's.
+    """
+    if not tokenizer.is_fast:
+        return None
+    content, before = record["input"], ""
+    if record["template"]:
+        before, _ = around(tokenizer)
+    if not record["question_aware"]:
+        content = content[: record["question_at"]]
+        text = before + content
+    elif record["template"]:
+        content, text = content.strip(), chat_text(tokenizer, content)  # some templates strip it
+    else:
+        text = content
+    if record["question_aware"]:
+        text += record["answer_prefix"]
+    first = text.index(content, len(before))
+    last, shift = first + len(content), first - record["input"].index(content)
+    encoded = tokenizer(text, add_special_tokens=not record["template"], return_offsets_mapping=True)
+    spans = [(max(start, first), min(end, last)) for start, end in encoded["offset_mapping"]]
+    return [(start - shift, end - shift) if start < end else (-1, -1) for start, end in spans]
+
+
 def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """One user turn and the assistant header as the tokenizer's own template writes them."""
     return conversation_text(tokenizer, [{"role": "user", "content": user}])

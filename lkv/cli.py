@@ -273,6 +273,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
 
     p = verb(
+        verbs.inspect,
+        "inspect",
+        "lkv inspect --model models/M --data niah.jsonl --adapter adapter --methods snapkv lookaheadkv "
+        "--budgets 64 128 --study mine --recall recall.csv --kept kept.csv",
+    )
+    runs_model(p)
+    compares(p)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--samples", type=_positive, default=8, help="the first so many")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--recall", type=Path, required=True, help="CSV: recall by layer and KV head")
+    p.add_argument("--kept", type=Path, required=True, help="CSV: the first sample's kept tokens")
+
+    p = verb(
         verbs.mtbench,
         "mtbench",
         "lkv mtbench --model models/M --questions question.jsonl --adapter adapter --methods full snapkv "
@@ -389,7 +403,7 @@ def parser() -> argparse.ArgumentParser:
         "gather",
         "lkv gather --kind latency --parts a.csv b.csv --out latency.csv",
     )
-    p.add_argument("--kind", choices=["training", "latency"], required=True)
+    p.add_argument("--kind", choices=["training", "latency", "recall", "kept"], required=True)
     p.add_argument("--parts", nargs="+", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
 
@@ -418,7 +432,8 @@ def parser() -> argparse.ArgumentParser:
         "plot",
         "lkv plot latency --results results/demo --out reports/latency",
     )
-    p.add_argument("kind", choices=["latency", "pareto", "training", "accuracy", "ablation"])
+    plots = ["latency", "pareto", "training", "accuracy", "ablation", "recall", "kept"]
+    p.add_argument("kind", choices=plots)
     p.add_argument("--results", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, help="path without suffix")
 

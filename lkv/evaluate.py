@@ -107,6 +107,36 @@ def _protocol(record: Record, temperature: float) -> str:
     return f"{record['protocol']}{named}"
 
 
+class Looked(NamedTuple):
+    """A sample's prompt as it is evicted, each method's choice from it, the oracle's top-C a budget."""
+
+    ids: list[int]
+    layers: list[int]  # those that are evicted from
+    kv_heads: int
+    choices: dict[Cell, Choice]
+    best: dict[int, Kept | None]
+
+
+@torch.no_grad()
+def looked(
+    loaded: Loaded, record: Record, methods: Sequence[Method], budgets: Sequence[int], seed: int
+) -> Looked:
+    """What the methods keep of one sample; nothing is decoded but the full cache's answer and drafts."""
+    for method in methods:
+        check_budgets(method, budgets)
+    [sample] = _samples(loaded, [record], methods, budgets, seed, [])
+    _read_contexts(loaded, [sample], methods, 0.0)
+    _read_question(loaded, sample)
+    prefilled, whole = sample.context.prefilled, sample.whole
+    assert prefilled is not None and whole is not None
+    [sample.answer] = _decoded(loaded, [(sample, row) for row in compact(whole, None)])
+    best = _best(sample, budgets)
+    for method in methods:
+        _choose(sample, method, budgets)
+    found = prefilled.full_layers, prefilled.kv_heads, sample.context.choices, best
+    return Looked(sample.context.ids, *found)
+
+
 @dataclass(eq=False)
 class _Context:
     """What is evicted: a prompt's ids, and once they are read its cache and each method's choice from it."""
@@ -306,11 +336,9 @@ def _choose_all(
 ) -> tuple[dict[Cell, list[Row]], dict[Cell, dict[str, Any]]]:
     """Of each missing cell the row to decode (the full cache's is known), and what its CSV row says of it."""
     prefilled, asked = sample.context.prefilled, sample.asked
-    assert prefilled is not None and asked is not None and sample.answer is not None
-    asked.answers = [sample.answer]
+    assert prefilled is not None and asked is not None
     stored = [prefilled.length] * len(prefilled.full_layers)
-    target = candidates(look(asked, answer_tail(asked)), PLAIN, prefilled.kv_heads)
-    best = {budget: choose(target, PLAIN, budget, stored) for budget in budgets}
+    best = _best(sample, budgets)
     rows: dict[Cell, list[Row]] = {}
     facts: dict[Cell, dict[str, Any]] = {}
     recalls: list[Tensor] = []
@@ -339,6 +367,16 @@ def _choose_all(
             "kept_bytes": stored_bytes(prefilled.cache),
         }
     return rows, facts
+
+
+def _best(sample: _Sample, budgets: Sequence[int]) -> dict[int, Kept | None]:
+    """The entries that the full cache's own answer looks at most, a budget."""
+    asked = sample.asked
+    assert asked is not None and sample.answer is not None
+    asked.answers = [sample.answer]
+    stored = [asked.length] * len(asked.full_layers)
+    target = candidates(look(asked, answer_tail(asked)), PLAIN, asked.kv_heads)
+    return {budget: choose(target, PLAIN, budget, stored) for budget in budgets}
 
 
 def _choose(sample: _Sample, method: Method, budgets: Sequence[int]) -> list[Choice]:
@@ -392,14 +430,19 @@ def _told(loaded: Loaded, tokens: list[int], prompt: int) -> dict[str, Any]:
     }
 
 
-def _recall(kept: Kept | None, best: Kept | None, device: torch.device) -> Tensor:
-    """Share of the oracle's top-C that was kept: mean over layers and KV heads; a scalar on the device."""
-    if kept is None or best is None:
-        return torch.ones([], device=device)
+def head_recall(kept: Kept, best: Kept) -> Tensor:
+    """Share of the oracle's top-C that was kept, a layer, prompt and KV head: float [L, B, K]."""
     places = torch.arange(kept.indices.shape[-1], device=kept.indices.device)
     counts = torch.tensor(kept.counts, device=places.device)[:, None, None, None]
     real = torch.where(places < counts, kept.indices, -1 - places)  # what is padding equals nothing
-    return top_recall(real, best.indices).mean()
+    return top_recall(real, best.indices)
+
+
+def _recall(kept: Kept | None, best: Kept | None, device: torch.device) -> Tensor:
+    """Mean of head_recall over layers and KV heads; a scalar on the device."""
+    if kept is None or best is None:
+        return torch.ones([], device=device)
+    return head_recall(kept, best).mean()
 
 
 def _row(study: str, model: str, record: Record, cell: Record) -> dict[str, Any]:

@@ -37,6 +37,13 @@ LATENCY_COLUMNS = (
     "cache_bytes", "peak_prefill_bytes", "peak_decode_bytes", "tokens_per_s", "max_batch", "status",
     "device", "backend", "dtype",
 )  # fmt: skip
+RECALL_COLUMNS = (
+    "study", "model", "benchmark", "task", "length", "method", "budget", "layer", "head", "n", "recall",
+)  # fmt: skip
+KEPT_COLUMNS = (
+    "study", "model", "benchmark", "task", "length", "sample", "method", "budget", "start", "end", "kept",
+    "part",
+)  # fmt: skip
 ABLATION_COLUMNS = ("arm", *ACCURACY_COLUMNS)
 ARMS_COLUMNS = (
     "model", "arm", "tokens", "lora", "loss", "parameters", "steps", "samples", "held_out_kl_before",

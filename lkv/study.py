@@ -39,6 +39,10 @@ PATHS = {
     "answers": "results/{study}/answers/{model}/mtbench.jsonl",
     "judgements": "results/{study}/judgements/{model}.csv",
     "latency_part": "results/{study}/latency/{model}.csv",
+    "recall_part": "results/{study}/inspect/{model}/{task}@{length}.recall.csv",
+    "kept_part": "results/{study}/inspect/{model}/{task}@{length}.kept.csv",
+    "recall": "results/{study}/recall_by_layer.csv",
+    "kept": "results/{study}/kept.csv",
     "ablation_journal": "results/{study}/ablation/{model}/{task}@{length}.jsonl",
     "ablation_samples": "results/{study}/ablation/{model}/{task}@{length}.csv",
     "ablation": "results/{study}/ablation.csv",
@@ -58,14 +62,18 @@ PLOTS = {
     "training": ("training", "provenance"),
     "accuracy": ("accuracy", "provenance"),
     "ablation": ("ablation", "arms"),
+    "recall": ("recall",),
+    "kept": ("kept",),
 }
+INSPECTED = ("recall", "kept")  # plots of a study whose config says `inspect`
 REPORTS = {"table1": ("pdf", "csv", "md", "tex")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
 
 LATENCY = "latency-h100"  # the published study with the paper's shape and machine
 
 # A stage's number is raised by hand when its code changes what it writes: finished studies then run it again.
 VERSIONS = {
-    "model": 1, "data": 2, "train": 2, "evaluate": 3, "judge": 1, "latency": 2, "summarise": 2, "report": 2
+    "model": 1, "data": 2, "train": 2, "evaluate": 3, "inspect": 1, "judge": 1, "latency": 2,
+    "summarise": 2, "report": 2,
 }  # fmt: skip
 
 # The config key, and the flag of `lkv data ruler`, that says where a task's haystack comes from.
@@ -299,6 +307,26 @@ def given_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
     return flags(values, where, "samples", "max_new_tokens")
 
 
+def inspect_files(config: Mapping[str, Any], key: str) -> list[str]:
+    """The parts of recall_by_layer.csv or kept.csv; none where nothing is inspected."""
+    own, pattern = config["inspect"], getattr(paths(config), key)
+    if not own:
+        return []
+    return [
+        pattern.format(model=model, **c._asdict())
+        for model in config["models"]
+        for c in cells(config)
+        if own["lengths"] is None or c.length in own["lengths"]
+    ]
+
+
+def inspect_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
+    """Command-line words for what is inspected; none where nothing is."""
+    own = config["inspect"]
+    given = own and own | {"budgets": own["budgets"] or budgets(config, benchmark)}
+    return flags(given, "budgets", "samples") if given else []
+
+
 def mtbench_flags(config: Mapping[str, Any]) -> list[str]:
     own = config.get(MTBENCH)
     return (
@@ -345,9 +373,11 @@ def paths(config: Mapping[str, Any]) -> SimpleNamespace:
 def targets(config: Mapping[str, Any]) -> list[str]:
     """What `snakemake all` makes: every report that its figures allow, where everything came from, and
     MT-Bench's answers, which need no judge."""
-    kinds = [*REPORTS] if sample_files(config) else ["latency"]
+    kinds = list(REPORTS) if sample_files(config) else ["latency"]
     if not ablation_files(config):
-        kinds = [kind for kind in kinds if kind != "ablation"]
+        kinds.remove("ablation") if "ablation" in kinds else None
+    if not inspect_files(config, "kept"):
+        kinds = [kind for kind in kinds if kind not in INSPECTED]
     rendered = [f"reports/{name}.{ending}" for name in kinds for ending in REPORTS[name]]
     answers = [paths(config).answers.format(model=model) for model in config["models"]]
     made = [*rendered, paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
@@ -471,6 +501,8 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
         raise UserError(
             f"{source}, train: missing, and lookaheadkv needs modules for {', '.join(needing)}; add it"
         )
+    if inspected := study["inspect"]:
+        _check_part(study, "inspect", "lengths", inspected["lengths"], source)
     _check_latency(study, root, source)
     _check_benchmarks(study, root, source)
     if study["ablation"]:
@@ -505,13 +537,18 @@ def _check_ablation(study: Mapping[str, Any], source: str) -> None:
             f"{source}, ablation.arms: {study['train']['arm']!r} is the study's own arm (train.arm); "
             "give another name"
         )
-    for key, known in (
-        ("tasks", [c.task for c in cells(study)]),
-        ("lengths", [c.length for c in cells(study)]),
-    ):
-        for name in own[key] or []:
-            if name not in known:
-                raise one_of(f"{key[:-1]} in {source}, ablation.{key}:", name, dict.fromkeys(known))
+    for key in ("tasks", "lengths"):
+        _check_part(study, "ablation", key, own[key], source)
+
+
+def _check_part(
+    study: Mapping[str, Any], section: str, key: str, names: Sequence[Any] | None, source: str
+) -> None:
+    """Whether `names` of a section's `tasks` or `lengths` are among the study's."""
+    known = list(dict.fromkeys(getattr(c, key[:-1]) for c in cells(study)))
+    for name in names or []:
+        if name not in known:
+            raise one_of(f"{key[:-1]} in {source}, {section}.{key}:", name, known)
 
 
 def _check_training(train: Mapping[str, Any], place: str) -> None:

@@ -189,6 +189,21 @@ def evaluate(args: Arguments) -> None:
     log.info("%d methods x %d budgets in %s", len(methods), len(args.budgets), args.out)
 
 
+def inspect(args: Arguments) -> None:
+    """recall of the oracle's choice by layer, and which tokens survive"""
+    from lkv.data.frozen import load
+    from lkv.evaluate import RECORD
+    from lkv.inspection import inspect
+    from lkv.records import require
+
+    loaded = _load(args)
+    methods = [method for method in _methods(args, loaded) if method is not None]
+    records = [require(record, RECORD, args.data, "lkv data") for record in load(args.data)]
+    given = (records[: args.samples], methods, args.budgets, args.study, args.seed)
+    inspect(loaded, *given, args.recall, args.kept)
+    log.info("%d methods x %d budgets in %s and %s", len(methods), len(args.budgets), args.recall, args.kept)
+
+
 def mtbench(args: Arguments) -> None:
     """MT-Bench's two turns under all methods and budgets"""
     from lkv.bench.mtbench import load_questions
@@ -354,9 +369,21 @@ def gather(args: Arguments) -> None:
     """join the parts that single models wrote"""
     import pandas as pd
 
-    from lkv.records import LATENCY_COLUMNS, TRAINING_COLUMNS, read_csv, write_csv
+    from lkv.records import (
+        KEPT_COLUMNS,
+        LATENCY_COLUMNS,
+        RECALL_COLUMNS,
+        TRAINING_COLUMNS,
+        read_csv,
+        write_csv,
+    )
 
-    columns = {"training": TRAINING_COLUMNS, "latency": LATENCY_COLUMNS}[args.kind]
+    columns = {
+        "training": TRAINING_COLUMNS,
+        "latency": LATENCY_COLUMNS,
+        "recall": RECALL_COLUMNS,
+        "kept": KEPT_COLUMNS,
+    }[args.kind]
     write_csv(args.out, pd.concat([read_csv(part, columns) for part in args.parts]), columns)
 
 

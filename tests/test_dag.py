@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 TASK = "tiny-llama/niah_single_1@1024"
 SAMPLES = f"results/tiny/samples/{TASK}.csv"
 JOURNAL = f"results/tiny/journal/{TASK}.jsonl"
+INSPECT = ("inspect", "gather_recall", "gather_kept")
 SUMMARY = ("results/tiny/accuracy.csv", "results/tiny/paired.csv")
 CALL = (*ALWAYS, "--configfile", TINY, "--")
 SLOW_DISK = """
@@ -80,9 +81,9 @@ STEPS = {
 @pytest.mark.parametrize(
     ("change", "again", "plots"),
     [
-        (_more_budgets, {"evaluate", "summarise"}, 3),
+        (_more_budgets, {"evaluate", "summarise", *INSPECT}, 5),
         (_more_repeats, {"latency", "gather_latency"}, 4),
-        (_more_steps, STEPS, 5),
+        (_more_steps, {*STEPS, *INSPECT}, 7),
     ],
 )
 def test_a_changed_value_runs_again_only_what_depends_on_it(

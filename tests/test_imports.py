@@ -226,6 +226,7 @@ def test_the_words_import_nothing_of_ours() -> None:
         ),
         ("lkv.draft", ["lkv.models", "lkv.registry", "lkv.lookahead", "lkv.evaluate", "lkv.cli"]),
         ("lkv.evaluate", ["lkv.cli", "lkv.train", "lkv.report", "lkv.lookahead"]),
+        ("lkv.inspection", ["lkv.cli", "lkv.train", "lkv.report", "lkv.lookahead"]),
         ("lkv.train", ["lkv.cli", "lkv.evaluate", "lkv.report"]),
         ("lkv.records", ["lkv.journal", "lkv.engine"]),
         ("lkv.journal", ["lkv.engine", "lkv.evaluate"]),

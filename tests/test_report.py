@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -11,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from lkv import records
 from lkv.errors import UserError
 from lkv.registry import FULL, METHODS
 from lkv.report.figure import RC
+from lkv.report.kept import kept
 from lkv.report.latency import latency
 from lkv.report.pareto import pareto
 from lkv.report.plots import KINDS, plot
+from lkv.report.recall import recall
 from lkv.report.style import STYLES, style
 from lkv.report.table import latex_text, markdown_text, typst_string, write_table
 from lkv.summarise import write_ablation, write_summary
@@ -98,6 +102,20 @@ def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% 
             total = {"phase": "total", "median_ms": 500 + overhead, "overhead_ms": overhead}
             timings.append(where | total | {"overhead_pct": overhead / 5})
     records.write_csv(root / "latency.csv", timings, records.LATENCY_COLUMNS)
+
+    inspected = {"study": "s", "model": model, "benchmark": "ruler", "task": "vt", "length": 1024}
+    recalls, bins = [], []
+    for (method, budget), _ in SCORES.items():
+        if method == "full":
+            continue
+        where = inspected | {"method": method, "budget": budget}
+        for layer, head in itertools.product(range(3), range(2)):
+            value = RECALL[method] / (1 + layer + head)
+            recalls.append(where | {"layer": layer, "head": head, "n": 4, "recall": value})
+        for start, part in ((0, "template"), (10, ""), (20, "answer"), (30, "answer"), (40, "question")):
+            bins.append(where | {"sample": 0, "start": start, "end": start + 10, "part": part, "kept": 0.25})
+    records.write_csv(root / "recall_by_layer.csv", recalls, records.RECALL_COLUMNS)
+    records.write_csv(root / "kept.csv", bins, records.KEPT_COLUMNS)
 
     steps = [
         {"model": model, "arm": "main", "step": s, "samples": 8 * s, "kl": 2 / s, "lr": 1e-3}
@@ -295,6 +313,43 @@ def test_latency_bars_are_the_phases_and_failures_are_said(study):
     assert all("(ms)" in axis.get_xlabel() for axis in figure.axes)
 
 
+def test_recall_panels_are_methods_with_the_mean_over_layers_above_each_budget(study):
+    figure = recall(study)
+    panels = {axis.get_title(loc="left"): axis for axis in figure.axes if axis.get_title(loc="left")}
+    assert list(panels) == ["SnapKV", "LAQ", "LookaheadKV"]  # the oracle's recall is 1 by definition
+    by_layer = [0.8 * (1 / (1 + layer) + 1 / (2 + layer)) / 2 for layer in range(3)]
+    [mesh] = panels["LookaheadKV"].collections
+    assert np.asarray(mesh.get_array()).ravel() == pytest.approx(np.repeat(by_layer, 2))
+    assert texts(panels["LookaheadKV"]) == [f"{sum(by_layer) / 3:.2f}".removeprefix("0")] * 2
+    assert mesh.get_clim() == (0, 1)  # one scale for all panels
+    assert [label.get_text() for label in panels["LAQ"].get_xticklabels()] == ["64", "128"]
+
+
+def test_recall_takes_more_methods_than_a_line_has_room_for_and_models_with_fewer(study, tmp_path):
+    frame = records.read_csv(study / "recall_by_layer.csv", records.RECALL_COLUMNS)
+    laq = frame[frame["method"] == "laq"]
+    more = [laq.assign(model="big", method=f"m{number}") for number in range(9)]
+    records.write_csv(tmp_path / "recall_by_layer.csv", pd.concat([laq, *more]), records.RECALL_COLUMNS)
+    titles = [axis.get_title(loc="left") for axis in recall(tmp_path).axes]
+    assert [title for title in titles if title] == ["LAQ", *(f"m{number}" for number in range(9))]
+
+
+def test_kept_strips_share_one_axis_and_mark_the_answer_and_the_question(study):
+    figure = kept(study)
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "SnapKV",
+        "LAQ",
+        "LookaheadKV",
+        "Oracle",
+    ]
+    marks = [(bar.get_x(), bar.get_width(), to_hex(bar.get_facecolor()).upper()) for bar in axis.patches]
+    assert marks == [(0, 10, "#CCCCCC"), (20, 10, "#D55E00"), (30, 10, "#D55E00"), (40, 10, "#56B4E9")]
+    lines = [line for item in axis.collections[2:] for line in item.get_segments()]
+    assert sorted(line[0][0] for line in lines) == [20, 40]  # the two bins of the answer are one run
+    assert "C = 64 entries" in figure.get_supxlabel()  # the middle of two budgets is the first
+
+
 def timings_of_lengths(root: Path, lengths: tuple[int, ...], gpu: bool) -> pd.DataFrame:
     """latency.csv of a cheap and a dear method, the dear one not at the longest length."""
     rows = []
@@ -420,6 +475,8 @@ def test_the_results_readme_explains_every_column():
         ("paired.csv", records.PAIRED_COLUMNS),
         ("latency.csv", records.LATENCY_COLUMNS),
         ("training.csv", records.TRAINING_COLUMNS),
+        ("recall_by_layer.csv", records.RECALL_COLUMNS),
+        ("kept.csv", records.KEPT_COLUMNS),
     ):
         section = text.split(f"\n## `{heading}")[1].split("\n## ")[0]
         named = set(re.findall(r"`([a-z0-9_]+)`", section))

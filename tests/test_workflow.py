@@ -92,9 +92,12 @@ def test_tiny_study_plans_exactly_its_jobs(tiny_plan: str) -> None:
         "gather_arms": 1,
         "ablation": 1,
         "study_config": 1,
+        "inspect": 2,
+        "gather_recall": 1,
+        "gather_kept": 1,
         "provenance": 1,
         "table": 1,
-        "plot": 5,
+        "plot": 7,
     }
 
 
@@ -207,6 +210,9 @@ def test_published_study_is_rendered_by_one_job_that_rebuilds_nothing(tmp_path: 
     run = snakemake(folder, "-np", *ALWAYS, "reports/paper/table1.pdf")
     assert planned(run.stdout) == {"table_published": 1}
     assert "--results results/paper --out reports/paper/table1 " in run.stdout
+    (folder / "results/paper/recall_by_layer.csv").write_text("")
+    run = snakemake(folder, "-np", *ALWAYS, "reports/paper/recall.pdf")
+    assert planned(run.stdout) == {"plot_published": 1}
     # Without latency.csv there is nothing to draw, and no rule that would measure it.
     run = snakemake(folder, "-n", *ALWAYS, "reports/paper/latency.pdf")
     assert run.returncode != 0
@@ -322,6 +328,9 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("protocol", {"name": "helm"}), "value in x.yaml, protocol.name: 'helm'; known: official, kvc"),
         (_put("protocol", "official"), 'x.yaml, protocol: "official" is not allowed; allowed: keys with'),
         (_drop("train"), "x.yaml, train: missing, and lookaheadkv needs modules for tiny-llama"),
+        (_put("inspect", {"lengths": [512]}), "length in x.yaml, inspect.lengths: 512; known: 1024"),
+        (_put("inspect", {"samples": 0}), "x.yaml, inspect.samples: 0 is not allowed; allowed: an integer"),
+        (_put("inspect", {"methods": []}), "key in x.yaml, inspect: 'methods'; known: samples, lengths"),
         (_put("latency.repeats", [2, 3]), "latency.repeats: 2 numbers for 1 lengths; give one"),
         (_put("latency.random", ["tiny"]), "model in x.yaml, latency.random: 'tiny'; known: tiny-llama"),
         (_put("latency.random", ["tiny-llama"]), "config/models/tiny-llama.yaml has no `shape` to make"),
@@ -427,6 +436,16 @@ def test_schemas_refuse_unknown_keys_and_describe_every_known_one(name: str) -> 
             for name in value["$ref"].split("/")[1:] if "$ref" in value else []:
                 place = place[name]
             assert (place if "$ref" in value else value).get("description"), key
+
+
+def test_nothing_is_inspected_where_the_config_does_not_say_so(tiny: dict[str, Any]) -> None:
+    for given in (tiny | {"inspect": None}, {key: tiny[key] for key in tiny if key != "inspect"}):
+        plain = study.validate(given, ROOT)
+        assert study.inspect_files(plain, "kept") == []
+        assert not [name for name in study.targets(plain) if "recall" in name or "kept" in name]
+    filled = study.validate(tiny | {"inspect": {}}, ROOT)
+    assert study.inspect_flags(filled, "ruler") == ["--budgets", "64", "128", "--samples", "8"]
+    assert len(study.inspect_files(filled, "recall_part")) == 2
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------

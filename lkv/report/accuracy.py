@@ -50,6 +50,7 @@ def accuracy(results_dir: Path) -> Figure:
     )
     samples = f"{each[0]:,} to {each[-1]:,}" if len(each) > 1 else f"{each[0]:,}"
     caption = (
+        "Look for the budget from which a method stays at the full cache's line. "
         f"Bands: {100 * LEVEL:g} % bootstrap intervals of the evictors. {samples} samples a task. {BUDGET}. "
         f"Protocol {protocols}; {setting(read_provenance(results_dir))}."
     )

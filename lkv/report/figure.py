@@ -53,9 +53,10 @@ def read_figures(path: Path, columns: Iterable[str], text: Iterable[str]) -> pd.
 
 def finish(figure: Figure, handles: Sequence[Any], caption: str) -> Figure:
     """Legend above the panels, caption below them; both outside the data."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.55 + 0.065 * longest))))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.8)
+    if handles:
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.55 + 0.065 * longest))))
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.8)
     lines = textwrap.fill(caption, int(figure.get_figwidth() * 18.5), break_on_hyphens=False)
     figure.supxlabel(lines, fontsize=7.5, color=QUIET)
     return figure

@@ -11,8 +11,10 @@ from lkv.records import atomic_write
 from lkv.report.ablation import ablation
 from lkv.report.accuracy import accuracy
 from lkv.report.figure import FORMATS, RC, to_bytes
+from lkv.report.kept import kept
 from lkv.report.latency import latency
 from lkv.report.pareto import pareto
+from lkv.report.recall import recall
 from lkv.report.training import training
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ KINDS: dict[str, Callable[[Path], Figure]] = {
     "training": training,
     "accuracy": accuracy,
     "ablation": ablation,
+    "recall": recall,
+    "kept": kept,
 }
 
 

@@ -1,0 +1,65 @@
+# Insight: recall of the oracle's choice by layer and KV head, and which tokens of a sample survive.
+
+
+rule inspect:
+    input:
+        model=PATHS.model,
+        data=lambda wildcards: PATHS.data.format(
+            model=wildcards.model,
+            **study.cell(config, wildcards.task, wildcards.length)._asdict(),
+        ),
+        adapter=lambda wildcards: study.adapter(config, wildcards.model),
+        draft=lambda wildcards: study.draft_card(config, wildcards.model),
+    output:
+        recall=PATHS.recall_part,
+        kept=PATHS.kept_part,
+    log:
+        f"logs/{STUDY}/inspect/{{model}}/{{task}}@{{length}}.log",
+    conda:
+        "../envs/lkv.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+    params:
+        version=study.VERSIONS["inspect"],
+        model=subpath(input.model, parent=True),
+        methods=lambda wildcards: study.methods(config, wildcards.model),
+        own=lambda wildcards: study.inspect_flags(
+            config, study.cell(config, wildcards.task, wildcards.length).benchmark
+        ),
+        parts=lambda wildcards, input: study.parts(
+            config, wildcards.model, input.adapter, input.draft
+        ),
+        study=STUDY,
+        seed=config["seed"],
+        run=study.flags(config, "device", "dtype"),
+    shell:
+        "python -m lkv inspect --model {params.model} --data {input.data} --methods {params.methods}"
+        " {params.own} {params.parts} --study {params.study} --seed {params.seed}"
+        " --recall {output.recall} --kept {output.kept} {params.run} --log {log}"
+
+
+rule gather_recall:
+    input:
+        parts=study.inspect_files(config, "recall_part"),
+    output:
+        csv=PATHS.recall,
+    log:
+        f"logs/{STUDY}/gather_recall.log",
+    conda:
+        "../envs/lkv.yaml"
+    shell:
+        "python -m lkv gather --kind recall --parts {input.parts} --out {output.csv} --log {log}"
+
+
+rule gather_kept:
+    input:
+        parts=study.inspect_files(config, "kept_part"),
+    output:
+        csv=PATHS.kept,
+    log:
+        f"logs/{STUDY}/gather_kept.log",
+    conda:
+        "../envs/lkv.yaml"
+    shell:
+        "python -m lkv gather --kind kept --parts {input.parts} --out {output.csv} --log {log}"
