@@ -58,7 +58,23 @@ PLOTS = {
     "training": ("training", "provenance"),
     "accuracy": ("accuracy", "provenance"),
 }
-REPORTS = {"table1": ("pdf", "csv", "md", "tex")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
+REPORTS = {"table1": ("pdf", "csv", "md", "tex", "html")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
+
+
+class Title(NamedTuple):
+    """What report.html calls a report, and where it stands there."""
+
+    text: str
+    category: str
+
+
+TITLES = {
+    "table1": Title("All scores, to sort and filter", "Scores"),
+    "accuracy": Title("Score over budget, task by task", "Scores"),
+    "pareto": Title("Score against overhead", "Scores"),
+    "latency": Title("Overhead and its phases", "Time and memory"),
+    "training": Title("KL over training", "Training"),
+}
 
 # A stage's number is raised by hand when its code changes what it writes: finished studies then run it again.
 VERSIONS = {
@@ -338,13 +354,39 @@ def paths(config: Mapping[str, Any]) -> SimpleNamespace:
 def targets(config: Mapping[str, Any]) -> list[str]:
     """What `snakemake all` makes: every report that its figures allow, where everything came from, and
     MT-Bench's answers, which need no judge."""
-    kinds = REPORTS if sample_files(config) else ["latency"]
-    rendered = [f"reports/{name}.{ending}" for name in kinds for ending in REPORTS[name]]
     answers = [paths(config).answers.format(model=model) for model in config["models"]]
-    made = [*rendered, paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
+    made = [*rendered(config), paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
     if config["ablation"]:
         made.append(paths(config).arms)
     return made + ([paths(config).ablation] if ablation_files(config) else [])
+
+
+def rendered(config: Mapping[str, Any]) -> list[str]:
+    """Every report that the study's figures allow."""
+    kinds = REPORTS if sample_files(config) else ["latency"]
+    return _report_files(kinds)
+
+
+def renderable(published: str, root: Path = Path()) -> list[str]:
+    """Every report that a published study's files allow."""
+    read = {"table1": ("accuracy", "paired", "provenance")} | PLOTS
+    there = {
+        key: (root / PATHS[key].format(study=published)).is_file() for keys in read.values() for key in keys
+    }
+    return _report_files((kind for kind in REPORTS if all(there[key] for key in read[kind])), f"{published}/")
+
+
+def _report_files(kinds: Iterable[str], folder: str = "") -> list[str]:
+    return [f"reports/{folder}{kind}.{ending}" for kind in kinds for ending in REPORTS[kind]]
+
+
+def title(kind: str) -> Title:
+    return TITLES.get(kind, Title(kind, "Figures"))
+
+
+def facts(results: str) -> dict[str, Any]:
+    """A study's provenance.json, for the words at the front of report.html."""
+    return dict(json.loads(Path(results, "provenance.json").read_text(encoding="utf-8")))
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
