@@ -384,6 +384,19 @@ def title(kind: str) -> Title:
     return TITLES.get(kind, Title(kind, "Figures"))
 
 
+def shown(kind: str = "") -> dict[str, Any]:
+    """Arguments of Snakemake's `report` for reports of one kind, or of the kind that a wildcard names."""
+
+    def of(wildcards: Any) -> Title:
+        return title(kind or wildcards.kind)
+
+    return {
+        "caption": f"../report/{kind or 'plot'}.rst",
+        "category": lambda wildcards: of(wildcards).category,
+        "labels": lambda wildcards: {"figure": of(wildcards).text},
+    }
+
+
 def facts(results: str) -> dict[str, Any]:
     """A study's provenance.json, for the words at the front of report.html."""
     return dict(json.loads(Path(results, "provenance.json").read_text(encoding="utf-8")))

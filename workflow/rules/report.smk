@@ -7,15 +7,7 @@ wildcard_constraints:
     published=study.any_of(study.published(STUDY)),
 
 
-# What goes into report.html: the page of all cells, and one format of each plot, whose caption is report/KIND.rst.
-def shown(path, kind=None):
-    title = lambda wildcards: study.title(kind or wildcards.kind)
-    return report(
-        path,
-        caption=f"../report/{kind or 'plot'}.rst",
-        category=lambda wildcards: title(wildcards).category,
-        labels=lambda wildcards: {"figure": title(wildcards).text},
-    )
+# report(...) marks what goes into report.html: every cell of the table, and one format of each plot.
 
 
 rule table:
@@ -25,7 +17,7 @@ rule table:
         provenance=PATHS.provenance,
     output:
         multiext("reports/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"),
-        html=shown("reports/table1.html", "table1"),
+        html=report("reports/table1.html", **study.shown("table1")),
     log:
         f"logs/{STUDY}/table.log",
     conda:
@@ -43,7 +35,7 @@ rule plot:
         lambda wildcards: study.plotted(wildcards.kind, STUDY),
     output:
         multiext("reports/{kind}", pdf=".pdf", png=".png"),
-        svg=shown("reports/{kind}.svg"),
+        svg=report("reports/{kind}.svg", **study.shown()),
     log:
         f"logs/{STUDY}/plot/{{kind}}.log",
     conda:
@@ -65,7 +57,10 @@ use rule table as table_published with:
         multiext(
             "reports/{published}/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"
         ),
-        html=shown("reports/{published}/table1.html", "table1"),
+        html=report(
+            "reports/{published}/table1.html",
+            **study.shown("table1"),
+        ),
     log:
         "logs/{published}/table.log",
 
@@ -75,7 +70,7 @@ use rule plot as plot_published with:
         lambda wildcards: study.plotted(wildcards.kind, wildcards.published),
     output:
         multiext("reports/{published}/{kind}", pdf=".pdf", png=".png"),
-        svg=shown("reports/{published}/{kind}.svg"),
+        svg=report("reports/{published}/{kind}.svg", **study.shown()),
     log:
         "logs/{published}/plot/{kind}.log",
 
