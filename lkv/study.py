@@ -74,6 +74,10 @@ TITLES = {
     "pareto": Title("Score against overhead", "Scores"),
     "latency": Title("Overhead and its phases", "Time and memory"),
     "training": Title("KL over training", "Training"),
+    "ablation": Title("LookaheadKV's arms", "Training"),
+    "recall": Title("Recall by layer", "Insight"),
+    "kept": Title("Tokens that survive", "Insight"),
+    "tasks": Title("Tasks over budgets", "Insight"),
 }
 
 # A stage's number is raised by hand when its code changes what it writes: finished studies then run it again.
