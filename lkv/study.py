@@ -66,7 +66,26 @@ PLOTS = {
     "kept": ("kept",),
 }
 INSPECTED = ("recall", "kept")  # plots of a study whose config says `inspect`
-REPORTS = {"table1": ("pdf", "csv", "md", "tex")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
+REPORTS = {"table1": ("pdf", "csv", "md", "tex", "html")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
+
+
+class Title(NamedTuple):
+    """What report.html calls a report, and where it stands there."""
+
+    text: str
+    category: str
+
+
+TITLES = {
+    "table1": Title("All scores, to sort and filter", "Scores"),
+    "accuracy": Title("Score over budget, task by task", "Scores"),
+    "pareto": Title("Score against overhead", "Scores"),
+    "latency": Title("Overhead and its phases", "Time and memory"),
+    "training": Title("KL over training", "Training"),
+    "ablation": Title("LookaheadKV's arms", "Training"),
+    "recall": Title("Recall by layer", "Insight"),
+    "kept": Title("Tokens that survive", "Insight"),
+}
 
 LATENCY = "latency-h100"  # the published study with the paper's shape and machine
 
@@ -373,17 +392,54 @@ def paths(config: Mapping[str, Any]) -> SimpleNamespace:
 def targets(config: Mapping[str, Any]) -> list[str]:
     """What `snakemake all` makes: every report that its figures allow, where everything came from, and
     MT-Bench's answers, which need no judge."""
-    kinds = list(REPORTS) if sample_files(config) else ["latency"]
-    if not ablation_files(config):
-        kinds.remove("ablation") if "ablation" in kinds else None
-    if not inspect_files(config, "kept"):
-        kinds = [kind for kind in kinds if kind not in INSPECTED]
-    rendered = [f"reports/{name}.{ending}" for name in kinds for ending in REPORTS[name]]
     answers = [paths(config).answers.format(model=model) for model in config["models"]]
-    made = [*rendered, paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
+    made = [*rendered(config), paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
     if config["ablation"]:
         made.append(paths(config).arms)
     return made + ([paths(config).ablation] if ablation_files(config) else [])
+
+
+def rendered(config: Mapping[str, Any]) -> list[str]:
+    """Every report that the study's figures allow."""
+    kinds = list(REPORTS) if sample_files(config) else ["latency"]
+    left_out = {"ablation"} if not ablation_files(config) else set()
+    left_out |= set(INSPECTED) if not inspect_files(config, "kept") else set()
+    return _report_files(kind for kind in kinds if kind not in left_out)
+
+
+def renderable(published: str, root: Path = Path()) -> list[str]:
+    """Every report that a published study's files allow."""
+    read = {"table1": ("accuracy", "paired", "provenance")} | PLOTS
+    there = {
+        key: (root / PATHS[key].format(study=published)).is_file() for keys in read.values() for key in keys
+    }
+    return _report_files((kind for kind in REPORTS if all(there[key] for key in read[kind])), f"{published}/")
+
+
+def _report_files(kinds: Iterable[str], folder: str = "") -> list[str]:
+    return [f"reports/{folder}{kind}.{ending}" for kind in kinds for ending in REPORTS[kind]]
+
+
+def title(kind: str) -> Title:
+    return TITLES.get(kind, Title(kind, "Figures"))
+
+
+def shown(kind: str = "") -> dict[str, Any]:
+    """Arguments of Snakemake's `report` for reports of one kind, or of the kind that a wildcard names."""
+
+    def of(wildcards: Any) -> Title:
+        return title(kind or wildcards.kind)
+
+    return {
+        "caption": f"../report/{kind or 'plot'}.rst",
+        "category": lambda wildcards: of(wildcards).category,
+        "labels": lambda wildcards: {"figure": of(wildcards).text},
+    }
+
+
+def facts(results: str) -> dict[str, Any]:
+    """A study's provenance.json, for the words at the front of report.html."""
+    return dict(json.loads(Path(results, "provenance.json").read_text(encoding="utf-8")))
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:

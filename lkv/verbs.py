@@ -395,7 +395,7 @@ def provenance(args: Arguments) -> None:
 
 
 def table(args: Arguments) -> None:
-    """method x budget as PDF, CSV, Markdown and LaTeX"""
+    """method x budget as PDF, CSV, Markdown and LaTeX; every cell as HTML"""
     from lkv.report.table import write_table
 
     write_table(args.results, args.out)

@@ -60,6 +60,16 @@ def test_second_run_does_nothing(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("results/**/*")} == before
 
 
+def test_the_finished_study_is_one_page_and_nothing_runs_again_for_it(finished: Path) -> None:
+    plan = snakemake(finished, "-n", *CALL, "reports/report.html")
+    assert planned(plan.stdout) == {"html": 1}
+    run = snakemake(finished, *CALL, "reports/report.html")
+    assert run.returncode == 0, run.stdout
+    page = (finished / "reports/report.html").read_text(encoding="utf-8")
+    assert all(f"reports/{kind}.svg" in page for kind in study.PLOTS)
+    assert '"rule": "evaluate"' in page  # the whole workflow, not the reports' rules alone
+
+
 def _more_budgets(config: dict[str, Any]) -> None:
     config["budgets"].append(160)
 

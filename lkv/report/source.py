@@ -45,11 +45,17 @@ class Block:
         return f"{self.model}: {where}; {self.protocol or 'unnamed protocol'}"
 
 
-def read_blocks(results_dir: str | Path) -> list[Block]:
-    """accuracy.csv's blocks, in the order of the file."""
+def read_accuracy(results_dir: str | Path) -> pd.DataFrame:
+    """accuracy.csv, whose text columns are text also where they are empty."""
     frame = read_csv(Path(results_dir) / "accuracy.csv", ACCURACY_COLUMNS)
     for column in TEXT_COLUMNS:
         frame[column] = frame[column].fillna("").astype(str)
+    return frame
+
+
+def read_blocks(results_dir: str | Path) -> list[Block]:
+    """accuracy.csv's blocks, in the order of the file."""
+    frame = read_accuracy(results_dir)
     key = ["study", "model", "benchmark", "length", "protocol"]
     found = []
     for _, group in frame.groupby(key, sort=False):

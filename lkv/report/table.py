@@ -1,4 +1,7 @@
-"""The main table, method × budget, as .pdf (typst), .csv, .md and .tex: same cells, same marks, same note."""
+"""The main table, method × budget, as .pdf (typst), .csv, .md and .tex: same cells, same marks, same note.
+
+Beside them .html, which has every task's cells too (lkv/report/page.py).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any
 
 from lkv.records import PAIRED_COLUMNS, atomic_write, read_csv, write_csv
 from lkv.report.note import SHORT, TIED, note
-from lkv.report.source import Block, read_blocks, read_provenance
+from lkv.report.page import to_html
+from lkv.report.source import Block, read_accuracy, read_blocks, read_provenance
 from lkv.report.style import style
 from lkv.summarise import AVERAGE
 
@@ -74,13 +78,14 @@ class Table:
 
 
 def write_table(results_dir: str | Path, out_stem: str | Path) -> None:
-    """Renders accuracy.csv, paired.csv and provenance.json (the last two may be missing) in four formats."""
+    """Renders accuracy.csv, paired.csv and provenance.json (the last two may be missing) in five formats."""
     blocks = read_blocks(results_dir)
     table = build_table(results_dir, blocks)
     rendered = {
         "pdf": to_pdf(table),
         "md": to_markdown(table).encode(),
         "tex": to_latex(table).encode(),
+        "html": to_html(read_accuracy(results_dir), table.note).encode(),
     }
     for suffix, content in rendered.items():
         with atomic_write(f"{out_stem}.{suffix}", "wb") as stream:

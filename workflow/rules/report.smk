@@ -7,6 +7,9 @@ wildcard_constraints:
     published=study.any_of(study.published(STUDY)),
 
 
+# report(...) marks what goes into report.html: every cell of the table, and one format of each plot.
+
+
 rule table:
     input:
         accuracy=PATHS.accuracy,
@@ -14,6 +17,7 @@ rule table:
         provenance=PATHS.provenance,
     output:
         multiext("reports/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"),
+        html=report("reports/table1.html", **study.shown("table1")),
     log:
         f"logs/{STUDY}/table.log",
     conda:
@@ -30,7 +34,8 @@ rule plot:
     input:
         lambda wildcards: study.plotted(wildcards.kind, STUDY),
     output:
-        multiext("reports/{kind}", pdf=".pdf", svg=".svg", png=".png"),
+        multiext("reports/{kind}", pdf=".pdf", png=".png"),
+        svg=report("reports/{kind}.svg", **study.shown()),
     log:
         f"logs/{STUDY}/plot/{{kind}}.log",
     conda:
@@ -52,6 +57,10 @@ use rule table as table_published with:
         multiext(
             "reports/{published}/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"
         ),
+        html=report(
+            "reports/{published}/table1.html",
+            **study.shown("table1"),
+        ),
     log:
         "logs/{published}/table.log",
 
@@ -60,7 +69,8 @@ use rule plot as plot_published with:
     input:
         lambda wildcards: study.plotted(wildcards.kind, wildcards.published),
     output:
-        multiext("reports/{published}/{kind}", pdf=".pdf", svg=".svg", png=".png"),
+        multiext("reports/{published}/{kind}", pdf=".pdf", png=".png"),
+        svg=report("reports/{published}/{kind}.svg", **study.shown()),
     log:
         "logs/{published}/plot/{kind}.log",
 
@@ -81,3 +91,33 @@ rule claims:
         latency=f"results/{study.LATENCY}",
     shell:
         "python -m lkv claims --results {params.results} --latency {params.latency} --out {output.md} --log {log}"
+
+
+# All of it as one file. --report only reads what lies there, so it may run beside the call that holds the lock.
+rule html:
+    input:
+        config=PATHS.config,
+        provenance=PATHS.provenance,
+        reports=study.rendered(config),
+    output:
+        html="reports/report.html",
+    log:
+        f"logs/{STUDY}/html.log",
+    conda:
+        "../envs/lkv.yaml"
+    params:
+        config=lambda wildcards, input: ["--configfile", input.config],
+    shell:
+        "python -m snakemake --nolock {params.config} --report {output.html} -- {input.reports} > {log} 2>&1"
+
+
+use rule html as html_published with:
+    input:
+        provenance="results/{published}/provenance.json",
+        reports=lambda wildcards: study.renderable(wildcards.published),
+    output:
+        html="reports/{published}/report.html",
+    log:
+        "logs/{published}/html.log",
+    params:
+        config=["--configfile", *workflow.configfiles, "--config", f"study={STUDY}"],
