@@ -228,8 +228,7 @@ def read(
             assert isinstance(layer, EvictableLayer)
             if not layer.evicted:  # evicted layers have dropped the tail with all the rest
                 layer.crop(length - layer.stored)
-    last = torch.tensor([length - 1], device=ids.device)
-    seeds = _seeds(settings.get("seed", 0), len(ids))
+    last, seeds = positions[:, length - 1], _seeds(settings.get("seed", 0), len(ids))
     first = _first(model, out[:, length - 1], last, seeds, **_drawing(settings))
     return Prefilled(model, ids, cache, first, seen, **settings)
 
@@ -256,7 +255,7 @@ def _first(
     logits: Tensor = model.get_output_embeddings()(last)
     if banned:
         logits = logits.index_fill(-1, torch.tensor(sorted(banned), device=logits.device), float("-inf"))
-    if temperature == 0:
+    if temperature == 0:  # without the seeds' copy to the device, which a capture does not allow
         return logits.argmax(-1)
     return drawn(logits, temperature, torch.tensor(seeds, device=logits.device), positions)
 

@@ -14,12 +14,16 @@ import pandas as pd
 import pytest
 import torch
 from conftest import observed
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lkv import train as training
 from lkv.engine import look
 from lkv.errors import UserError
+from lkv.interface import Tail
 from lkv.lookahead import LookaheadKV
+from lkv.loss import Batch
 from lkv.models import Loaded
+from lkv.prefill import prefill
 from lkv.responses import respond
 from lkv.tiny import tiny_tokenizer
 from lkv.train import Arm, Schedule, batch_loss, held_out, prepare, train
@@ -183,6 +187,32 @@ def test_an_arm_adapts_the_linears_that_it_names(loaded, lora, last):
     assert [path for path in paths if ".0." in path][-1].endswith(last)
 
 
+@pytest.mark.parametrize("by", ["kl", "mse"])
+def test_what_cuda_captures_of_a_step_copies_nothing_from_the_host(loaded, prompts, by):
+    class Watch(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.copied = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.lift_fresh.default and args[0].numel():  # torch.tensor(numbers)
+                self.copied.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    ids = torch.tensor([prompt["ids"] for prompt in prompts if prompt["length"] == 64][:2])
+    answers, valid = ids[:, :8], torch.ones(2, 8, dtype=torch.bool)
+    adapter = LookaheadKV.create(loaded.model)
+    with Watch() as watch:
+        with torch.no_grad():
+            prefilled, _ = prefill(loaded.model, ids)
+            target = look(prefilled, Tail(answers, valid=valid))
+        batch_loss(adapter, Batch(prefilled, target), by).loss.backward()
+    assert watch.copied == []
+    with Watch() as watch:
+        torch.tensor([1])
+    assert len(watch.copied) == 1
+
+
 def test_too_few_prompts_say_so(loaded, prompts, tmp_path):
     with pytest.raises(UserError, match="do not fill a batch of 4; give more samples or a smaller batch"):
         train(loaded, prompts[:8], SCHEDULE, Arm(), tmp_path / "a", tmp_path / "t.csv", {})
@@ -205,6 +235,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_train as t
 from conftest import observed
+from torch.utils._python_dispatch import TorchDispatchMode
 from lkv.parallel import group
 loaded = t.Loaded(observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
 out = Path(sys.argv[2])
