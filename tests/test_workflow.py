@@ -194,6 +194,25 @@ def test_latency_takes_the_whole_machine_and_other_jobs_one_gpu_and_their_share_
         assert re.search(r"threads: 2\n.*gpu=1$", block(run.stdout, rule), re.MULTILINE), rule
 
 
+def test_evaluations_alone_share_a_gpu(clean: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
+    (tmp_path / "shared.yaml").write_text(yaml.safe_dump(tiny | {"jobs_per_gpu": 2}, sort_keys=False))
+    run = snakemake(
+        clean,
+        "-n",
+        *ALWAYS,
+        "--resources",
+        "gpu=4",
+        "--configfile",
+        str(tmp_path / "shared.yaml"),
+        "--",
+        "all",
+    )
+    for rule in ("evaluate", "ablate"):
+        assert re.search(r"threads: 2\n.*gpu=1$", block(run.stdout, rule), re.MULTILINE), rule
+    for rule in ("data_train", "train", "inspect", "provenance"):
+        assert re.search(r"threads: 4\n.*gpu=2$", block(run.stdout, rule), re.MULTILINE), rule
+
+
 def test_one_gpu_means_one_job_with_all_cores(tiny_plan: str) -> None:
     assert "threads: 8" in block(tiny_plan, "evaluate")
     assert (

@@ -17,9 +17,9 @@ rule inspect:
         f"logs/{STUDY}/inspect/{{model}}/{{task}}@{{length}}.log",
     conda:
         "../envs/lkv.yaml"
-    threads: THREADS
+    threads: THREADS * WHOLE
     resources:
-        gpu=1,
+        gpu=WHOLE,
     params:
         version=study.VERSIONS["inspect"],
         model=subpath(input.model, parent=True),
