@@ -18,6 +18,7 @@ from lkv import verbs
 from lkv.errors import UserError, one_of
 from lkv.protocol import PROTOCOLS
 from lkv.registry import FULL, METHODS
+from lkv.study import RECIPE_CHOICES
 
 Arguments = argparse.Namespace
 WAYS = ("whole", "layerwise")  # lkv.latency's
@@ -120,10 +121,10 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--adapter", type=Path, help="folder made by lkv train, for lookaheadkv")
         made.add_argument("--draft", help="SpecKV's draft model: a folder made by lkv model, or self")
         made.add_argument(
-            "--pool", choices=["max", "avg", "none"], default="max", help="LookaheadKV's pooling"
+            "--pool", choices=RECIPE_CHOICES["pool"], default="max", help="LookaheadKV's pooling"
         )
         made.add_argument("--kernel", type=_positive, default=7, help="entries pooled")
-        made.add_argument("--order", choices=["group_pool", "pool_group"], default="group_pool")
+        made.add_argument("--order", choices=RECIPE_CHOICES["order"], default="group_pool")
         made.add_argument(
             "--beside",
             type=_count,

@@ -21,14 +21,14 @@ from lkv.decode import decode_all
 from lkv.device import memory
 from lkv.engine import answer_tail, check_budgets, look, observe
 from lkv.errors import UserError
-from lkv.interface import Importance, Method, PromptRows, Recipe
+from lkv.interface import Importance, Method, PromptRows
 from lkv.journal import Journal
 from lkv.models import Loaded
 from lkv.observe import top_recall
 from lkv.prefill import Prefilled, compact, extend, prefill, prefill_many, prompts_at_once
 from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
 from lkv.registry import FULL
-from lkv.select import Kept, candidates, choose
+from lkv.select import PLAIN, Kept, candidates, choose
 
 # What a benchmark's data file holds a sample (docs/protocols.md explains each).
 RECORD = (
@@ -36,7 +36,6 @@ RECORD = (
     "input", "question_at", "answer_prefix", "outputs", "classes", "metric", "max_new_tokens", "stops",
     "min_new_tokens",
 )  # fmt: skip
-PLAIN = Recipe(pool=None)  # the oracle's top-C for recall: group mean, unpooled, nothing forced
 ROWS_AT_ONCE = {"cpu": 192, "cuda": 512}  # decoded as one batch
 
 Record: TypeAlias = dict[str, Any]
@@ -89,10 +88,9 @@ def evaluate(
             told = [record | {"protocol": _protocol(record, temperature)} for record in records]
             for wave in _waves(loaded, _samples(loaded, told, methods, budgets, seed, facts), journal):
                 todo = [sample for sample in wave if sample.missing]
-                if todo:
-                    found = _answered(loaded, todo, methods, budgets, temperature)
-                    for sample, cells in zip(todo, found, strict=True):
-                        journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
+                found = _answered(loaded, todo, methods, budgets, temperature) if todo else []
+                for sample, cells in zip(todo, found, strict=True):
+                    journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
                 for sample in wave:
                     keys = sample.cells.values()
                     rows += [_row(study, loaded.name, sample.record, journal.cells[key]) for key in keys]

@@ -49,6 +49,9 @@ def select(importance: Sequence[Tensor], recipe: Recipe, budget: int, kv_heads: 
     return choose(candidates(importance, recipe, kv_heads), recipe, budget, stored)
 
 
+PLAIN = Recipe(pool=None)  # the group's mean, nothing pooled or forced: what recall compares
+
+
 def candidates(importance: Sequence[Tensor], recipe: Recipe, kv_heads: int) -> Sequence[Tensor]:
     """Scores [B, K, N_l - sinks - window] a layer of the entries that compete; one tensor where all agree."""
     if len({layer.shape for layer in importance}) == 1:

@@ -19,6 +19,7 @@ from lkv.bench import longbench, longproc, ruler
 from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
+from lkv.records import read_json
 from lkv.registry import FULL, METHODS, SELF
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
@@ -102,6 +103,10 @@ SOURCES = {"essays": "haystack", "squad": "squad", "hotpotqa": "hotpotqa"}
 # What an arm may change: how it is trained, on what data, and how its importance becomes a choice.
 DATA_KEYS = ("samples", "lengths", "response_tokens", "mixture", "sources", "max_tokens")
 RECIPE_KEYS = ("pool", "kernel", "order", "beside")
+RECIPE_CHOICES = {
+    "pool": ("max", "avg", "none"),
+    "order": ("group_pool", "pool_group"),
+}  # the others: numbers
 
 MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
 
@@ -253,15 +258,20 @@ def ablation_flags(config: Mapping[str, Any]) -> list[str]:
 
 
 def ablated(config: Mapping[str, Any]) -> list[Cell]:
-    """The evaluated cells that the arms are run on as well; none where there is no ablation."""
-    own = config["ablation"]
+    """The evaluated cells that the arms are run on as well."""
+    return part_of_cells(config, "ablation")
+
+
+def part_of_cells(config: Mapping[str, Any], section: str) -> list[Cell]:
+    """The evaluated cells of the tasks and lengths that a section names, or all; none without the section."""
+    own = config[section]
     if not own:
         return []
+    named = {"task": own.get("tasks"), "length": own.get("lengths")}
     return [
         c
         for c in cells(config)
-        if (own["tasks"] is None or c.task in own["tasks"])
-        and (own["lengths"] is None or c.length in own["lengths"])
+        if all(names is None or getattr(c, key) in names for key, names in named.items())
     ]
 
 
@@ -328,15 +338,8 @@ def given_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
 
 def inspect_files(config: Mapping[str, Any], key: str) -> list[str]:
     """The parts of recall_by_layer.csv or kept.csv; none where nothing is inspected."""
-    own, pattern = config["inspect"], getattr(paths(config), key)
-    if not own:
-        return []
-    return [
-        pattern.format(model=model, **c._asdict())
-        for model in config["models"]
-        for c in cells(config)
-        if own["lengths"] is None or c.length in own["lengths"]
-    ]
+    pattern, inspected = getattr(paths(config), key), part_of_cells(config, "inspect")
+    return [pattern.format(model=model, **c._asdict()) for model in config["models"] for c in inspected]
 
 
 def inspect_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
@@ -439,7 +442,7 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 def facts(results: str) -> dict[str, Any]:
     """A study's provenance.json, for the words at the front of report.html."""
-    return dict(json.loads(Path(results, "provenance.json").read_text(encoding="utf-8")))
+    return dict(read_json(Path(results, "provenance.json")))
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:

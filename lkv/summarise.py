@@ -43,12 +43,7 @@ def write_summary(
     sample_paths: Sequence[str | Path], accuracy_path: str | Path, paired_path: str | Path, seed: int
 ) -> None:
     """Reads samples/*.csv (also .csv.gz) and writes accuracy.csv and paired.csv."""
-    import pandas as pd
-
-    if not sample_paths:
-        raise UserError("no sample files to summarise; run the evaluation first: lkv evaluate --help")
-    samples = pd.concat([read_csv(path, SAMPLE_COLUMNS) for path in sample_paths], ignore_index=True)
-    accuracy, paired = summarise(samples, seed)
+    accuracy, paired = summarise(_read_samples(sample_paths), seed)
     write_csv(accuracy_path, accuracy, ACCURACY_COLUMNS)
     write_csv(paired_path, paired, PAIRED_COLUMNS)
 
@@ -58,14 +53,19 @@ def write_ablation(sample_paths: Sequence[str | Path], path: str | Path, arm: st
 
     `arm` is the one that the others are compared with (diff_vs_lookaheadkv); the full cache has none.
     """
-    import pandas as pd
-
-    samples = pd.concat([read_csv(path, SAMPLE_COLUMNS) for path in sample_paths], ignore_index=True)
-    accuracy, _ = summarise(samples, seed)
+    accuracy, _ = summarise(_read_samples(sample_paths), seed)
     others = accuracy["method"].str.removeprefix(f"{REFERENCE}/")
     accuracy["arm"] = others.replace({REFERENCE: arm, "full": ""})
     accuracy["method"] = accuracy["method"].str.partition("/")[0]
     write_csv(path, accuracy, ABLATION_COLUMNS)
+
+
+def _read_samples(paths: Sequence[str | Path]) -> pd.DataFrame:
+    import pandas as pd
+
+    if not paths:
+        raise UserError("no sample files to summarise; run the evaluation first: lkv evaluate --help")
+    return pd.concat([read_csv(path, SAMPLE_COLUMNS) for path in paths], ignore_index=True)
 
 
 def summarise(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -27,6 +27,7 @@ from lkv.models import Loaded, shape_of
 from lkv.observe import kl_divergence, top_recall
 from lkv.parallel import Group
 from lkv.records import TRAINING_COLUMNS, atomic_write, fingerprint, write_csv
+from lkv.select import PLAIN, candidates
 from lkv.theory import training_flop
 
 READ_EVERY = 10  # steps between two looks at the KL, which waits for the device
@@ -87,18 +88,15 @@ def held_out(loaded: Loaded, adapter: LookaheadKV, prompts: Sequence[dict[str, A
         prediction = look(prepared.prefilled, adapter.tail(len(part)))
         budget = min(RECALL_BUDGET, lengths[part[0]] // 4)
         heads = prepared.prefilled.kv_heads
-        for target, predicted in zip(prepared.target, prediction, strict=True):
+        tops = [
+            [scores.topk(budget, -1).indices for scores in candidates(seen, PLAIN, heads)]
+            for seen in (prediction, prepared.target)
+        ]
+        for target, predicted, found, best in zip(prepared.target, prediction, *tops, strict=True):
             kl += float(kl_divergence(target, predicted).mean()) * len(part)
-            best, found = (_top(seen, heads, budget) for seen in (target, predicted))
             recall += float(top_recall(found, best).mean()) * len(part)
     layers = len(prepared.target)
     return HeldOut(kl / layers / len(prompts), recall / layers / len(prompts))
-
-
-def _top(importance: Tensor, kv_heads: int, budget: int) -> Tensor:
-    """Places of the highest entries by the group's mean, [B, K, budget]."""
-    grouped = importance.unflatten(1, (kv_heads, -1)).mean(2)
-    return grouped.topk(budget, -1).indices
 
 
 def train(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lkv.errors import UserError, one_of
 from lkv.protocol import Protocol, protocol
 from lkv.registry import FULL, SELF
-from lkv.study import VERSIONS, read_spec
+from lkv.study import RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
 
 if TYPE_CHECKING:
     from lkv.interface import Method, PromptRows, Recipe
@@ -162,14 +162,12 @@ def train(args: Arguments) -> None:
 
 def evaluate(args: Arguments) -> None:
     """one task under all methods and budgets"""
-    from lkv.data.frozen import load
-    from lkv.evaluate import RECORD, evaluate
-    from lkv.records import require
+    from lkv.evaluate import evaluate
 
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
-    methods += [_of_arm(word, loaded, first=word == args.arms[0]) for word in args.arms]
-    records = [require(record, RECORD, args.data, "lkv data") for record in load(args.data)]
+    methods += [_of_arm(word, args, loaded) for word in args.arms]
+    records = _records(args.data)
     if args.samples:
         taken = records[: args.samples]
         records = [record | {"planned": min(record["planned"], args.samples)} for record in taken]
@@ -191,15 +189,11 @@ def evaluate(args: Arguments) -> None:
 
 def inspect(args: Arguments) -> None:
     """recall of the oracle's choice by layer, and which tokens survive"""
-    from lkv.data.frozen import load
-    from lkv.evaluate import RECORD
     from lkv.inspection import inspect
-    from lkv.records import require
 
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
-    records = [require(record, RECORD, args.data, "lkv data") for record in load(args.data)]
-    given = (records[: args.samples], methods, args.budgets, args.study, args.seed)
+    given = (_records(args.data)[: args.samples], methods, args.budgets, args.study, args.seed)
     inspect(loaded, *given, args.recall, args.kept)
     log.info("%d methods x %d budgets in %s and %s", len(methods), len(args.budgets), args.recall, args.kept)
 
@@ -321,16 +315,10 @@ def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
 
 def throughput(args: Arguments) -> None:
     """how many cells a second are evaluated, beside kvpress"""
-    from lkv.data.frozen import load
-    from lkv.evaluate import RECORD
-    from lkv.records import require
     from lkv.throughput import ratio, throughput
 
     loaded = _load(args)
-    tasks = [
-        [require(record, RECORD, path, "lkv data") for record in load(path)][: args.samples]
-        for path in args.data
-    ]
+    tasks = [_records(path)[: args.samples] for path in args.data]
     methods = [method for method in _methods(args, loaded) if method is not None]
     rows = throughput(loaded, tasks, methods, args.budgets, args.out)
     for row in rows:
@@ -362,7 +350,7 @@ def arms(args: Arguments) -> None:
     for path in args.cards:
         card = require(read_json(path), ARMS_COLUMNS[1:], path, "lkv train")
         rows.append(card | {"model": card["base_model"]["name"]})
-    write_csv(args.out, [{name: row[name] for name in ARMS_COLUMNS} for row in rows], ARMS_COLUMNS)
+    write_csv(args.out, rows, ARMS_COLUMNS)
 
 
 def gather(args: Arguments) -> None:
@@ -451,6 +439,15 @@ def plan(args: Arguments) -> None:
     print("\n".join(lines(read_config(args.config))))
 
 
+def _records(path: Path) -> list[dict[str, Any]]:
+    """A benchmark's frozen prompts."""
+    from lkv.data.frozen import load
+    from lkv.evaluate import RECORD
+    from lkv.records import require
+
+    return [require(record, RECORD, path, "lkv data") for record in load(path)]
+
+
 def _load(args: Arguments) -> Loaded:
     from lkv import device
     from lkv.models import load
@@ -481,21 +478,25 @@ def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
     ]
 
 
-def _of_arm(word: str, loaded: Loaded, first: bool) -> Method:
-    """The method of `arm=folder,key=value,…`; the first is the one that the others are compared with."""
+def _of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
+    """The method of `arm=folder,key=value,…`: flags give what it leaves out; the first is `lookaheadkv`."""
     from lkv.lookahead import LookaheadKV
 
     name, _, rest = word.partition("=")
     folder, *settings = rest.split(",")
-    given = {"pool": "max", "kernel": 7, "order": "group_pool", "beside": 0}
+    given: dict[str, Any] = {key: vars(args)[key] for key in RECIPE_KEYS}
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in given:
             raise one_of(f"setting of the arm {name!r}:", key, given)
-        given[key] = int(value) if value.isdecimal() else value
+        if key in RECIPE_CHOICES and value not in RECIPE_CHOICES[key]:
+            raise one_of(f"{key} of the arm {name!r}:", value, RECIPE_CHOICES[key])
+        if key not in RECIPE_CHOICES and not value.isdecimal():
+            raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number")
+        given[key] = value if key in RECIPE_CHOICES else int(value)
     adapter = LookaheadKV.from_pretrained(folder, loaded.model)
     recipe, beside = _recipe(given)
-    return adapter.method(recipe, beside, "lookaheadkv" if first else f"lookaheadkv/{name}")
+    return adapter.method(recipe, beside, "lookaheadkv" if word == args.arms[0] else f"lookaheadkv/{name}")
 
 
 def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:

@@ -276,6 +276,10 @@ def test_arms_are_evaluated_side_by_side_and_told_apart(
     assert set(table["method"]) == {"full", "lookaheadkv"}
     line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},window=8"]))
     assert "unknown setting of the arm 'main': 'window'; known: pool, kernel, order, beside" in line
+    line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},pool=avgg"]))
+    assert "unknown pool of the arm 'main': 'avgg' (did you mean 'avg'?); known: max, avg, none" in line
+    line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},kernel=x"]))
+    assert "kernel of the arm 'main' is 'x'; give a whole number" in line
 
 
 def test_an_evaluation_from_the_command_line_writes_its_rows(

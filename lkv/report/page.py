@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.report.note import SHORT, TIED
+from lkv.report.source import template
 from lkv.report.style import benchmark_label, style
 from lkv.stats import LEVEL
 
@@ -46,19 +46,13 @@ def to_html(accuracy: pd.DataFrame, note: Iterable[tuple[str, str]]) -> str:
 
     Columns of names that all rows share are said once, above the table. The same frame gives the same text.
     """
-    import jinja2
-
     records = accuracy.to_dict("records")
     where = _where(records)
     shown = [column for column in where if column.head == "Method" or len(set(column.cells)) > 1]
     columns = [*shown, *_figures(records)]
     own = ("Score", SHORT, TIED)  # of the main table alone
     paragraphs = [("Columns", READ), *((lead, text) for lead, text in note if not lead.startswith(own))]
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(Path(__file__).with_name("table.html.jinja").read_text("utf-8"))
-    return template.render(
+    return template("table.html.jinja", autoescape=True).render(
         columns=columns,
         rows=zip(*(column.cells for column in columns), strict=True),
         shared=[(column.head, column.cells[0]) for column in where if column not in shown],

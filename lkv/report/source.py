@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from lkv.report.style import benchmark_label, length_label
 from lkv.summarise import AVERAGE, BUILT_IN, belongs_to_its_task
 
 if TYPE_CHECKING:
+    import jinja2
     import pandas as pd
 
 TEXT_COLUMNS = ("study", "model", "benchmark", "task", "protocol", "haystack", "method")
@@ -71,6 +73,17 @@ def read_blocks(results_dir: str | Path) -> list[Block]:
             "write it with: lkv summarise --samples FILE... --out accuracy.csv --paired paired.csv"
         )
     return found
+
+
+def template(name: str, autoescape: bool = False, **filters: Callable[..., Any]) -> jinja2.Template:
+    """A template that lies beside this file; what it is not given is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=autoescape, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= filters
+    return environment.from_string(Path(__file__).with_name(name).read_text("utf-8"))
 
 
 def read_provenance(results_dir: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from lkv.records import PAIRED_COLUMNS, atomic_write, read_csv, write_csv
 from lkv.report.note import SHORT, TIED, note
 from lkv.report.page import to_html
-from lkv.report.source import Block, read_accuracy, read_blocks, read_provenance
+from lkv.report.source import Block, read_accuracy, read_blocks, read_provenance, template
 from lkv.report.style import style
 from lkv.summarise import AVERAGE
 
@@ -183,14 +183,11 @@ def to_rows(block: Block) -> Iterator[dict[str, Any]]:
 
 def to_pdf(table: Table) -> bytes:
     """One page, cropped to the table; the same bytes for the same table."""
-    import jinja2
     import typst
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["typst"] = typst_string
-    template = environment.from_string(Path(__file__).with_name("table.typ.jinja").read_text("utf-8"))
+    source = template("table.typ.jinja", typst=typst_string).render(table=table)
     # System fonts would make the bytes depend on the machine.
-    pdf: bytes = typst.compile(template.render(table=table).encode(), format="pdf", ignore_system_fonts=True)
+    pdf: bytes = typst.compile(source.encode(), format="pdf", ignore_system_fonts=True)
     return pdf
 
 
