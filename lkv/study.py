@@ -159,9 +159,14 @@ def judged(config: Mapping[str, Any]) -> bool:
     return bool((config.get(MTBENCH) or {}).get("judge"))
 
 
-def budgets(config: Mapping[str, Any], benchmark: str) -> list[int]:
-    """The benchmark's own budgets, or the study's."""
-    return list(config[benchmark].get("budgets") or config["budgets"])
+def budgets(config: Mapping[str, Any], benchmark: str, length: int = 0) -> list[int]:
+    """The benchmark's own budgets, or the study's; of prompts of one length those that evict something."""
+    return _evicting(config[benchmark].get("budgets") or config["budgets"], length)
+
+
+def _evicting(budgets: Sequence[int], length: int) -> list[int]:
+    """The budgets below the length, or the smallest alone; all where the length is 0, each prompt's own."""
+    return [b for b in budgets if not length or b < length] or [min(budgets)]
 
 
 def methods(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:

@@ -27,7 +27,9 @@ rule evaluate:
         journal=PATHS.journal,
         methods=lambda wildcards: study.methods(config, wildcards.model),
         budgets=lambda wildcards: study.budgets(
-            config, study.cell(config, wildcards.task, wildcards.length).benchmark
+            config,
+            study.cell(config, wildcards.task, wildcards.length).benchmark,
+            int(wildcards.length),
         ),
         parts=lambda wildcards, input: study.parts(
             config, wildcards.model, input.adapter, input.draft
