@@ -177,6 +177,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--max-tokens", type=_positive, default=16384, help="of a source's prompt at most")
     p.add_argument("--response-tokens", type=_positive, default=32)
+    p.add_argument(
+        "--answers",
+        choices=["model", "given"],
+        default="model",
+        help="the model's own, or the true ones where an offline prompt has one",
+    )
     p.add_argument("--batch", type=_positive, default=16, help="prompts answered at once")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,5 @@
-"""The model's own greedy answers to the training prompts: the paper's targets are made from them."""
+"""The answers to the training prompts, from which the targets are made: the model's own greedy ones (the
+paper's), or true ones where prompts bring them along."""
 
 from __future__ import annotations
 
@@ -44,9 +45,10 @@ def respond_sharded(
 ) -> list[Path]:
     """Answers in `folder`/shard-00000.jsonl and so on ({"id", "response"}), `shard` prompts each.
 
-    Prompts go by length, so that a batch holds neighbours. Finished shards of the same run (prompts, model,
-    dtype, tokens, version) are kept: a killed run goes on, and ends in the same bytes. Damaged ones are
-    generated again; those of another run are a UserError, before anything is generated.
+    A prompt that holds an "answer" is given it; the model answers the others. Prompts go by length, so that a
+    batch holds neighbours. Finished shards of the same run (prompts, model, dtype, tokens, version) are kept:
+    a killed run goes on, and ends in the same bytes. Damaged ones are generated again; those of another run
+    are a UserError, before anything is generated.
     """
     check_fits(loaded, max(prompts.lengths, default=0), tokens)
     order = sorted(range(len(prompts)), key=lambda i: (prompts.lengths[i], i))
@@ -66,7 +68,7 @@ def respond_sharded(
     with tqdm(total=len(prompts), desc="responses", unit="prompt") as bar:
 
         def answers(part: Sequence[int]) -> Iterator[dict[str, Any]]:
-            for prompt in respond(loaded, (prompts[i] for i in part), tokens, at_once):
+            for prompt in _answered(loaded, prompts, part, tokens, at_once):
                 yield {"id": prompt["id"], "response": prompt["response"]}
                 bar.update()
 
@@ -76,6 +78,21 @@ def respond_sharded(
             else:
                 freeze(path, answers(part), run=run)
     return paths
+
+
+def _answered(
+    loaded: Loaded, prompts: Stored, part: Sequence[int], tokens: int, at_once: int
+) -> Iterator[dict[str, Any]]:
+    """The prompts `part` with their responses: those that bring an answer, then those to be answered."""
+    unanswered = []
+    for i in part:
+        prompt = prompts[i]
+        if prompt.get("answer") is None:
+            unanswered.append(i)
+        else:
+            ids = loaded.tokenizer(prompt["answer"], add_special_tokens=False).input_ids
+            yield {**prompt, "response": list(ids[:tokens])}
+    yield from respond(loaded, (prompts[i] for i in unanswered), tokens, at_once)
 
 
 def respond(

@@ -101,12 +101,14 @@ SOURCES = {"essays": "haystack", "squad": "squad", "hotpotqa": "hotpotqa"}
 
 
 # What an arm may change: how it is trained, on what data, and how its importance becomes a choice.
-DATA_KEYS = ("samples", "lengths", "response_tokens", "mixture", "sources", "max_tokens")
+DATA_KEYS = ("samples", "lengths", "response_tokens", "answers", "mixture", "sources", "max_tokens")
 RECIPE_KEYS = ("pool", "kernel", "order", "beside")
 RECIPE_CHOICES = {
     "pool": ("max", "avg", "none"),
     "order": ("group_pool", "pool_group"),
 }  # the others: numbers
+
+NOT_GIVEN = "the true answers are known of offline prompts alone, not of data sets"
 
 MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
 
@@ -384,10 +386,14 @@ def train_flags(config: Mapping[str, Any], model: str, arm: str, root: Path = Pa
 
 
 def prompt_flags(config: Mapping[str, Any], arm: str) -> list[str]:
-    """Command-line words for an arm's training prompts: an offline mixture, or data sets."""
+    """Command-line words for an arm's training prompts: an offline mixture, or data sets.
+
+    `answers` is a flag only where it is not the default: what was made before there was a choice stays.
+    """
     train = arms(config)[arm]
     if train["sources"] is None:
-        return flags(train, "samples", "lengths", "response_tokens", "mixture")
+        chosen = ["answers"] if train["answers"] != "model" else []
+        return flags(train, "samples", "lengths", "response_tokens", "mixture", *chosen)
     sources = [json.dumps({k: v for k, v in source.items() if v is not None}) for source in train["sources"]]
     return flags(train | {"sources": sources}, "sources", "max_tokens", "response_tokens")
 
@@ -630,6 +636,8 @@ def _check_training(train: Mapping[str, Any], place: str) -> None:
         for item in train["sources"]:
             if item["schema"] not in PROMPT_SCHEMAS:
                 raise one_of(f"schema in {place}.sources:", item["schema"], PROMPT_SCHEMAS)
+        if train["answers"] == "given":
+            raise UserError(f"{place}.answers: given, but {NOT_GIVEN}; allowed: model, or a mixture")
     samples = train["samples"] or sum(item["count"] for item in train["sources"])
     if samples - train["held_out"] < train["batch"]:
         raise UserError(

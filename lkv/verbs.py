@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lkv.errors import UserError, one_of
 from lkv.protocol import Protocol, protocol
 from lkv.registry import FULL, SELF
-from lkv.study import RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
+from lkv.study import NOT_GIVEN, RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
 
 if TYPE_CHECKING:
     from lkv.interface import Method, PromptRows, Recipe
@@ -34,7 +34,7 @@ def model(args: Arguments) -> None:
 
 
 def data_train(args: Arguments) -> None:
-    """training prompts with the model's own answers"""
+    """training prompts with the model's own answers, or with true ones"""
     from lkv.data.frozen import freeze, sidecar
     from lkv.data.mixture import frozen_mixture, notices
     from lkv.data.prompts import build
@@ -44,6 +44,8 @@ def data_train(args: Arguments) -> None:
 
     if bool(args.mixture) == bool(args.sources):
         raise UserError("give either --mixture (offline prompts) or --sources (data sets)")
+    if args.sources and args.answers == "given":
+        raise UserError(f"--answers given: {NOT_GIVEN}; allowed: --answers model, or a --mixture")
     loaded = _load(args)
     prompts = args.out.with_suffix(".prompts.jsonl")
     if args.sources:
@@ -58,8 +60,12 @@ def data_train(args: Arguments) -> None:
             raise UserError("--mixture needs --samples and --lengths")
         check_fits(loaded, max(args.lengths), args.response_tokens)
         facts = {"mixture": dict(args.mixture)}
-        freeze(prompts, build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed))
+        built = build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed)
+        freeze(prompts, built if args.answers == "given" else map(_unanswered, built))
         stored = Stored(prompts)
+        if args.answers == "given":
+            given = sum(prompt["answer"] is not None for prompt in stored)
+            facts["answers"] = {"given": given, "model": len(stored) - given}
     shards = respond_sharded(
         loaded,
         stored,
@@ -71,6 +77,10 @@ def data_train(args: Arguments) -> None:
     )
     join(args.out, stored, shards, seed=args.seed, model=loaded.name, fingerprint=loaded.fingerprint, **facts)
     log.info("%d prompts in %s", len(stored), args.out)
+
+
+def _unanswered(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in prompt.items() if key != "answer"}
 
 
 def data_ruler(args: Arguments) -> None:
@@ -138,10 +148,12 @@ def train(args: Arguments) -> None:
         args.steps, args.batch, args.learning_rate, args.warmup_steps, args.held_out, args.seed
     )
     kinds = [source["name"] for source in made.get("sources", [])] or sorted(made.get("mixture", ["?"]))
-    offline = "offline " if made.get("mixture") else ""
+    offline, answers = "offline " if made.get("mixture") else "", made.get("answers")
+    own = "" if answers else "self-answered "
+    true = f"; {answers['given']} of all {len(prompts)} answers are given ones" if answers else ""
     provenance = {
-        "trained_on": f"{len(prompts) - args.held_out} self-answered {offline}prompts ({', '.join(kinds)}) "
-        f"of {min(prompts.lengths, default=0)} to {max(prompts.lengths, default=0)} tokens",
+        "trained_on": f"{len(prompts) - args.held_out} {own}{offline}prompts ({', '.join(kinds)}) "
+        f"of {min(prompts.lengths, default=0)} to {max(prompts.lengths, default=0)} tokens{true}",
         "data_sha256": prompts.sha256,
         "model_fingerprint": loaded.fingerprint,
         "dtype": loaded.dtype,

@@ -36,6 +36,7 @@ from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, load, obtain
 from lkv.prefill import compact, prefill
 from lkv.records import read_jsonl
+from lkv.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -809,6 +810,40 @@ def test_errors_are_in_the_log_too(world: World, tmp_path: Path) -> None:
     command = evaluate(world, tmp_path, data=tmp_path / "none.jsonl")
     assert main([*command, "--log", str(tmp_path / "log")]) == 2
     assert re.search(r" ERROR no such data file: ", (tmp_path / "log").read_text(encoding="utf-8"))
+
+
+def test_given_answers_are_counted_and_named_on_the_adapters_card(world: World, tmp_path: Path) -> None:
+    given = data_train(
+        world, tmp_path, samples=6, mixture=["log=1", "summary=1"], answers="given", response_tokens=99
+    )
+    assert main(given) == 0
+    prompts = list(read_jsonl(tmp_path / "train.jsonl"))
+    facts = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    looked_up = [prompt for prompt in prompts if prompt["kind"] == "log"]
+    assert facts["answers"] == {"given": len(looked_up), "model": 6 - len(looked_up)}
+    assert 0 < len(looked_up) < 6
+    for prompt in looked_up:
+        assert tiny_tokenizer().decode(prompt["response"]) == prompt["answer"]
+    assert main(train(world, tmp_path, data=tmp_path / "train.jsonl", batch=1, held_out=1)) == 0
+    card = json.loads((tmp_path / "adapter" / "lookahead.json").read_text(encoding="utf-8"))
+    assert card["trained_on"] == (
+        "5 offline prompts (log, summary) of 256 to 256 tokens; "
+        f"{len(looked_up)} of all 6 answers are given ones"
+    )
+
+
+def test_the_models_own_answers_leave_no_true_ones_in_the_files(world: World, tmp_path: Path) -> None:
+    assert main(data_train(world, tmp_path)) == 0
+    for name, more in (("train.prompts.jsonl", set()), ("train.jsonl", {"response"})):
+        for prompt in read_jsonl(tmp_path / name):
+            assert prompt.keys() == {"id", "kind", "length", "ids", "documents"} | more
+    assert "answers" not in json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+
+
+def test_given_answers_of_data_sets_are_refused(world: World, tmp_path: Path, refused: Refused) -> None:
+    source = json.dumps({"name": "tulu", "schema": "messages", "data": "file:x.jsonl", "count": 2})
+    command = data_train(world, tmp_path, mixture=None, sources=[source], answers="given")
+    assert "known of offline prompts alone, not of data sets; allowed: --answers model" in refused(*command)
 
 
 def test_built_data_can_be_trained_on(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lkv.data.documents import documents, haystack, long_paragraphs, normalised, side
-from lkv.data.prompts import KINDS, LOOK_UPS, Sketch, build, sized
+from lkv.data.prompts import KINDS, LOOK_UPS, Fact, Sketch, build, sized
 from lkv.errors import UserError
 from lkv.tiny import CHAT, SPECIALS, tiny_tokenizer
 
@@ -33,6 +35,19 @@ QUESTIONS = {
     "log": r"Report the result logged for (.+)\.",
     "repeat": r'the sentence that begins with "(.+)"\.',
     "hidden": r"What does (.+) keep in the drawer\?",
+}
+
+# SHA-256 of the ids, as JSON, of six prompts a kind, from before prompts brought answers along.
+PINNED = {
+    "table": "680979b876de058d972ec0188dcdfbb22012a6680581764113b7d9577f248ee7",
+    "json_records": "776410be4700d6ff74dd9f3c3922f17dc8d72e68f2567366f728589463148938",
+    "dictionary": "54dab2691dc33e14f43f8cfa1c4ab7d89c50a1d6d389c3807f36962c4e2c95fa",
+    "definitions": "7dd057b691ec257bc35da99c66ff1e2f20be14d6025930cd54e98d847a9c92c6",
+    "log": "2e821e6e7f0bdca3c380a673c4ccabffb5ddaf267c24a7d21994e95be3651935",
+    "summary": "f67d51829bdd5fce96db0da607b07b5c14e09349607b44c24971de19c10de14f",
+    "code": "6a1f2b29b46427084f7eb42de427478041469a07b6027cfe3084b7f708e499f2",
+    "repeat": "e751addb399c9c9491a7fd84d07fc075d90df69b670c31c3e22d1c9c4c21b2b4",
+    "hidden": "c22cb12c515ee7516b898a5d1a070172068ab99a59ec2fcc1c054501a31a5a52",
 }
 
 
@@ -127,6 +142,67 @@ def test_a_look_ups_answer_is_in_the_body_too(words: PreTrainedTokenizerBase) ->
         for name in re.split(r", | and ", asked):
             [answer] = re.findall(rf"request={name} result=(\S+)\n", body)
             assert answer
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_a_given_answer_is_the_one_the_context_holds(kind: str, words: PreTrainedTokenizerBase) -> None:
+    for prompt in build(words, 60, [192, 256, 512], {kind: 1}, seed=1):
+        body, asked = parts(words, prompt)
+        names = [asked] if kind == "repeat" else re.split(r", | and ", asked)
+        answers = [prompt["answer"]] if kind == "repeat" else prompt["answer"].split(", ")
+        assert len(answers) == len(names)
+        for asked_about, answer in zip(names, answers, strict=True):
+            [record] = [r for r in records(kind, body) if holds(kind, r, asked_about)] or [""]
+            assert answer and answer in record, (asked_about, answer, body)
+
+
+def records(kind: str, body: str) -> list[str]:
+    """The body's records, one in a text; a sentence is searched for in the whole body."""
+    match kind:
+        case "definitions":
+            return re.findall(r"^def .*\n.*\n|^.* = .*\n", body, re.MULTILINE)
+        case "hidden":
+            return re.findall(r"\w+ \w+ keeps \S+ in the drawer", body)
+        case "repeat":
+            return [body]
+    return body.splitlines()
+
+
+def holds(kind: str, record: str, key: str) -> bool:
+    return key in record if kind == "repeat" else bool(re.search(rf"(?<!\w){re.escape(key)}(?!\w)", record))
+
+
+def test_a_given_answer_is_what_the_question_asks_for(bytewise: PreTrainedTokenizerBase) -> None:
+    """Not any part of the record: the asked column, the asked field, what is mapped to, the sentence."""
+    for prompt in build(bytewise, 30, [1024], {"table": 1}, seed=4):
+        text = bytewise.decode(prompt["ids"])
+        [mark] = re.findall(r"^name( \| |,|\t|; )", text, re.MULTILINE)
+        columns, *rows = [line.split(mark) for line in text.splitlines()[1:-1]]
+        [column] = re.findall(r"(?:Which (\w+) does|the (\w+) of)", text.splitlines()[-1])
+        place = columns.index("".join(column))
+        assert set(prompt["answer"].split(", ")) <= {row[place] for row in rows if len(row) > place}
+    for prompt in build(bytewise, 30, [1024], {"json_records": 1}, seed=4):
+        text = bytewise.decode(prompt["ids"])
+        [(wanted, asked)] = re.findall(r'value of "(\w+)" where sku is (.+)\.', text)
+        found = [json.loads(line) for line in re.findall(r"^(\{.*\}),$", text, re.MULTILINE)]
+        known = {record["sku"]: record[wanted] for record in found}
+        assert prompt["answer"] == ", ".join(known[sku] for sku in re.split(r", | and ", asked))
+    for prompt in build(bytewise, 30, [1024], {"repeat": 1}, seed=4):
+        _, start = parts(bytewise, prompt)
+        assert " ".join(prompt["answer"].split()[:4]) == start and prompt["answer"].endswith(".")
+
+
+@pytest.mark.parametrize("kind", ["summary", "code"])
+def test_questions_without_one_right_answer_bring_none(kind: str, words: PreTrainedTokenizerBase) -> None:
+    assert {prompt["answer"] for prompt in build(words, 12, [256], {kind: 1}, seed=0)} == {None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_are_the_same_ids_as_before_they_brought_answers(
+    kind: str, bytewise: PreTrainedTokenizerBase
+) -> None:
+    ids = [prompt["ids"] for prompt in build(bytewise, 6, [512, 1024], {kind: 1}, seed=11)]
+    assert hashlib.sha256(json.dumps(ids).encode()).hexdigest() == PINNED[kind]
 
 
 def test_one_seed_gives_the_same_prompts_and_another_others(words: PreTrainedTokenizerBase) -> None:
@@ -252,10 +328,10 @@ def test_a_long_question_leaves_what_it_asks_about_in_the_prompt(
     length: int, bytewise: PreTrainedTokenizerBase
 ) -> None:
     """Some questions are much longer than others: the body must be cut for the one that is asked."""
-    items = [(f"<{i}>\n", (f"<{i}>", "?" * (1 + 40 * (i % 3 == 2)))) for i in range(10, 60)]
+    items = [(f"<{i}>\n", Fact((f"<{i}>", "?" * (1 + 40 * (i % 3 == 2))))) for i in range(10, 60)]
     for seed in range(30):
         sketch = Sketch("", iter(items), lambda asked: "".join(name + tail for name, tail in asked))
-        ids, _ = sized(bytewise, sketch, length, Random(seed))
+        ids, _, _ = sized(bytewise, sketch, length, Random(seed))
         assert len(ids) == length
         text = bytewise.decode(ids)
         body, question = text[: text.rindex("\n")], text[text.rindex("\n") :]

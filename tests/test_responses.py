@@ -102,6 +102,23 @@ def test_the_joined_file_has_the_prompts_in_order_with_their_answers(
     assert facts["seed"] == 3 and facts["records"] == len(LENGTHS)
 
 
+def test_a_given_answer_is_taken_and_only_the_other_prompts_are_answered(
+    loaded: Loaded, prompts: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {0: "4f", 3: "a longer answer than the target", 4: None, 7: "é, 12"}
+    freeze(tmp_path / "given.jsonl", ({**p, "answer": given.get(p["id"])} for p in prompts))
+    counted, some = Interrupted(monkeypatch), Stored(tmp_path / "given.jsonl")
+    join(tmp_path / "all.jsonl", some, answer(loaded, some, tmp_path / "a", at_once=1))
+    assert counted.batches == len(LENGTHS) - 3
+    own = {p["id"]: p["response"] for p in responses_of(loaded, prompts, at_once=1)}
+    for prompt in load(tmp_path / "all.jsonl"):
+        text = given.get(prompt["id"])
+        true = loaded.tokenizer(text, add_special_tokens=False).input_ids[:TOKENS] if text else None
+        assert prompt["response"] == (true or own[prompt["id"]])
+        if text:
+            assert text.startswith(loaded.tokenizer.decode(prompt["response"]))
+
+
 @pytest.mark.parametrize("batch", [1, 2, 4, 7])
 def test_a_run_killed_anywhere_ends_in_the_bytes_of_a_whole_one(
     batch: int, loaded: Loaded, prompts: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

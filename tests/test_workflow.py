@@ -342,6 +342,12 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("train.mixture", {"table": 0}), "x.yaml, train.mixture.table: 0 is not allowed"),
         (_put("train.mixture", None), "x.yaml, train: neither of mixture and sources given; give one"),
         (_put("train.sources", [SOURCE]), "x.yaml, train: both of mixture and sources given; give one"),
+        (_put("train.answers", "true"), "value in x.yaml, train.answers: 'true'; known: model, given"),
+        (
+            lambda config: config["train"].update(sources=[SOURCE], mixture=None, answers="given"),
+            "x.yaml, train.answers: given, but the true answers are known of offline prompts alone, not of "
+            "data sets; allowed: model, or a mixture",
+        ),
         (_put("train.lengths", None), "x.yaml, train: the key 'lengths' is missing, which a mixture needs"),
         (_put("train.learning_rate", None), "train.learning_rate: missing, and config/models/tiny"),
         (_put("protocol", {"name": "helm"}), "value in x.yaml, protocol.name: 'helm'; known: official, kvc"),
@@ -500,6 +506,27 @@ def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
     )
     assert "--tokens 8" in " ".join(study.train_flags(config, "tiny-llama", "shorter", ROOT))
     assert "--response-tokens 4" in " ".join(study.prompt_flags(config, "short"))
+
+
+def test_an_arm_of_given_answers_has_data_of_its_own_and_alone_says_so(tiny: dict[str, Any]) -> None:
+    tiny["ablation"]["arms"] = {"given": {"answers": "given"}, "same": {"answers": "model"}}
+    config = study.validate(tiny, ROOT)
+    assert config["train"]["answers"] == "model"
+    assert study.trained_data(config) == study.trained_arms(config) == ["main", "given"]
+    assert " ".join(study.prompt_flags(config, "given")).endswith(" --answers given")
+    assert "--answers" not in study.prompt_flags(config, "main")
+
+
+def test_the_workflow_passes_given_answers_for_their_arm_only(
+    clean: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    tiny["ablation"]["arms"] = {"given": {"answers": "given"}}
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
+    run = snakemake(clean, "-np", *ALWAYS, "--configfile", str(tmp_path / "given.yaml"), "--", "all")
+    calls = dict(
+        re.findall(r"lkv data train .*--out data/tiny/train/tiny-llama/(\w+)\.jsonl (.*)", run.stdout)
+    )
+    assert {arm: "--answers given" in words for arm, words in calls.items()} == {"main": False, "given": True}
 
 
 def test_flags_leave_out_what_is_not_there() -> None:

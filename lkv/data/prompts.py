@@ -5,7 +5,8 @@ None of them is a tested task in other words: where something is looked up, the 
 kind exists too, as `hidden`, for a separate and labelled arm. Documents come from the training side of
 lkv.data.documents alone.
 
-Every prompt has an exact length in tokens, so that batches need no padding: its body is cut to fit.
+Every prompt has an exact length in tokens, so that batches need no padding: its body is cut to fit. Where the
+context holds the one right answer to the question, the prompt brings it along.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lkv.chat import chat_text
 from lkv.data.documents import documents, side
@@ -51,14 +52,25 @@ TEAMS = [
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu"]
 
 
+class Fact(NamedTuple):
+    """What can be asked of an item: `ask` is told the key; the answer is as the item writes it."""
+
+    key: Any
+    answer: str | None = None  # None: the question has no one right answer
+
+
+Items = Iterator[tuple[str, Fact | None]]  # text of one item, and its fact (None: not asked about)
+
+
 @dataclass(frozen=True)
 class Sketch:
     """A prompt before it is sized: `items` make up the body; `ask` words the question about some of them."""
 
     head: str
-    items: Iterator[tuple[str, Any]]  # text of one item, and what `ask` is told of it (None: not asked about)
+    items: Items
     ask: Callable[[list[Any]], str]
     documents: list[str] = field(default_factory=list)  # SHA-256 of the documents used
+    first_alone: bool = False  # `ask` words the first of its keys only
 
 
 def build(
@@ -68,8 +80,9 @@ def build(
     mixture: Mapping[str, float],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """`samples` prompts of exactly `lengths` tokens in turn: {"id", "kind", "length", "ids", "documents"}.
+    """`samples` prompts of exactly `lengths` tokens in turn.
 
+    Each is {"id", "kind", "length", "ids", "documents", "answer"}; the answer: the true one's text, or None.
     `mixture` weighs the kinds. Prompt i is the same however many are built, and by how many processes.
     """
     for kind in mixture:
@@ -99,8 +112,8 @@ def _prompt(
     rng = Random(f"{seed}/train/{i}")
     kind = rng.choices(kinds, weights)[0]
     length = lengths[i % len(lengths)]
-    ids, used = sized(tokenizer, KINDS[kind](rng), length, rng)
-    return {"id": i, "kind": kind, "length": length, "ids": ids, "documents": used}
+    ids, used, answer = sized(tokenizer, KINDS[kind](rng), length, rng)
+    return {"id": i, "kind": kind, "length": length, "ids": ids, "documents": used, "answer": answer}
 
 
 class _Worker:
@@ -119,15 +132,18 @@ class _Worker:
 
 def sized(
     tokenizer: PreTrainedTokenizerBase, sketch: Sketch, length: int, rng: Random
-) -> tuple[list[int], list[str]]:
-    """The templated prompt in exactly `length` token ids; what is asked about lies inside the cut body."""
+) -> tuple[list[int], list[str], str | None]:
+    """The templated prompt in exactly `length` token ids, its documents and its true answer.
+
+    What is asked about lies inside the cut body.
+    """
     before, after = chat_text(tokenizer, "\ue000").split("\ue000")
 
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
 
     start, body = encode(before + sketch.head), []
-    facts: list[tuple[int, Any]] = []  # where a record ends in the body, and what can be asked of it
+    facts: list[tuple[int, Fact]] = []  # where a record ends in the body, and what can be asked of it
     for text, fact in sketch.items:
         body += encode(text)
         if fact is not None:
@@ -137,10 +153,11 @@ def sized(
     asked = min(len(facts), rng.choices((1, 2, 3), (6, 3, 1))[0])
     while facts:
         chosen = rng.sample(facts, k=min(asked, len(facts)))
-        end = encode("\n" + sketch.ask([fact for _, fact in chosen]) + after)
+        end = encode("\n" + sketch.ask([fact.key for _, fact in chosen]) + after)
         room = length - len(start) - len(end)
         if all(ends <= room for ends, _ in chosen):
-            return start + body[:room] + end, sketch.documents
+            answered = [fact.answer for _, fact in chosen[: 1 if sketch.first_alone else None]]
+            return start + body[:room] + end, sketch.documents, _joined(answered)
         if asked == 1:  # the cut that this question needs would lose what it asks about
             facts.remove(chosen[0])
         asked = 1
@@ -167,6 +184,11 @@ def value(rng: Random) -> str:
     return rng.choice(forms)()
 
 
+def _joined(answers: Sequence[str | None]) -> str | None:
+    known = [answer for answer in answers if answer is not None]
+    return ", ".join(known) if known else None
+
+
 def _asked(keys: list[str]) -> str:
     return ", ".join(keys[:-1]) + " and " + keys[-1] if len(keys) > 1 else keys[0]
 
@@ -179,7 +201,7 @@ def table(rng: Random) -> Sketch:
     mark = rng.choice([" | ", ",", "\t", "; "])
     column = rng.choice(columns)
 
-    def rows() -> Iterator[tuple[str, Any]]:
+    def rows() -> Items:
         seen = set()
         while True:
             who = f"{name(rng)} {rng.randrange(10, 99)}"
@@ -189,7 +211,7 @@ def table(rng: Random) -> Sketch:
                     {"city": rng.choice(CITIES), "team": rng.choice(TEAMS)}.get(c, value(rng))
                     for c in columns
                 ]
-                yield mark.join([who, *cells]) + "\n", who
+                yield mark.join([who, *cells]) + "\n", Fact(who, cells[columns.index(column)])
 
     ask = rng.choice([
         lambda keys: f"Which {column} does the table give for {_asked(keys)}?",
@@ -203,10 +225,11 @@ def json_records(rng: Random) -> Sketch:
     fields = rng.sample(["price", "stock", "serial", "weight", "supplier", "shelf"], k=rng.randrange(2, 5))
     wanted = rng.choice(fields)
 
-    def records() -> Iterator[tuple[str, Any]]:
+    def records() -> Items:
         for number in iter(lambda: rng.randrange(10**5, 10**6), None):
             sku = f"{rng.choice(THINGS)}-{number}"
-            yield json.dumps({"sku": sku, **{f: value(rng) for f in fields}}) + ",\n", sku
+            record = {"sku": sku, **{f: value(rng) for f in fields}}
+            yield json.dumps(record) + ",\n", Fact(sku, record[wanted])
 
     return Sketch(
         "The following is an inventory export.\n[\n",
@@ -219,13 +242,14 @@ def dictionary(rng: Random) -> Sketch:
     """A word list with codes, as a Python, YAML or plain mapping."""
     form = rng.choice(['    "{}": "{}",\n', "{}: {}\n", "{} -> {}\n"])
 
-    def entries() -> Iterator[tuple[str, Any]]:
+    def entries() -> Items:
         seen = set()
         while True:
             word = "".join(rng.choices(SYLLABLES, k=4))
             if word not in seen:
                 seen.add(word)
-                yield form.format(word, value(rng)), word
+                meaning = value(rng)
+                yield form.format(word, meaning), Fact(word, meaning)
 
     return Sketch(
         rng.choice(["mapping = {\n", "Glossary of entries:\n", "Translation file\n"]),
@@ -237,13 +261,14 @@ def dictionary(rng: Random) -> Sketch:
 def definitions(rng: Random) -> Sketch:
     """Constants and small functions; what one of them holds is asked for."""
 
-    def lines() -> Iterator[tuple[str, Any]]:
+    def lines() -> Items:
         while True:
             symbol = f"{rng.choice(THINGS)}_{rng.choice(TEAMS)}_{rng.randrange(1000)}"
-            if rng.random() < 0.5:
-                yield f"{symbol.upper()} = {value(rng)!r}\n", symbol.upper()
+            constant, held = rng.random() < 0.5, repr(value(rng))
+            if constant:
+                yield f"{symbol.upper()} = {held}\n", Fact(symbol.upper(), held)
             else:
-                yield f"def {symbol}():\n    return {value(rng)!r}\n\n", f"{symbol}()"
+                yield f"def {symbol}():\n    return {held}\n\n", Fact(f"{symbol}()", held)
 
     return Sketch("# settings.py\n", lines(), lambda keys: f"# What does {_asked(keys)} evaluate to?")
 
@@ -252,13 +277,14 @@ def log(rng: Random) -> Sketch:
     """Log lines in order; what was recorded for a request is asked for."""
     clock = rng.randrange(86_400)
 
-    def lines() -> Iterator[tuple[str, Any]]:
+    def lines() -> Items:
         nonlocal clock
         while True:
             clock = (clock + rng.randrange(1, 90)) % 86_400
             stamp = f"{clock // 3600:02}:{clock // 60 % 60:02}:{clock % 60:02}"
             request = f"r{rng.getrandbits(20):05x}"
-            yield f"{stamp} {rng.choice(TEAMS)} request={request} result={value(rng)}\n", request
+            team, result = rng.choice(TEAMS), value(rng)
+            yield f"{stamp} {team} request={request} result={result}\n", Fact(request, result)
 
     return Sketch("server.log\n", lines(), lambda keys: f"Report the result logged for {_asked(keys)}.")
 
@@ -274,13 +300,13 @@ def _training_documents(kind: str, rng: Random) -> Iterator[tuple[str, str, str]
 def _reading(rng: Random, kind: str, heads: Sequence[str], questions: Sequence[str]) -> Sketch:
     used: list[str] = []
 
-    def parts() -> Iterator[tuple[str, Any]]:
+    def parts() -> Items:
         for title, text, digest in _training_documents(kind, rng):
             used.append(digest)
             lines = text.splitlines(keepends=True)
             start = rng.randrange(max(1, len(lines) - 20))
             for line in lines[start:]:
-                yield line, title
+                yield line, Fact(title)
 
     question = rng.choice(questions)
     return Sketch(rng.choice(heads), parts(), lambda _: question, used)
@@ -329,19 +355,21 @@ def repeat(rng: Random) -> Sketch:
     def ask(starts: list[Any]) -> str:
         return f'Repeat word for word the sentence that begins with "{starts[0]}".'
 
-    return Sketch("", ((s, " ".join(s.split()[:4])) for s in _sentences(rng, used)), ask, used)
+    items = ((s, Fact(" ".join(s.split()[:4]), s.strip())) for s in _sentences(rng, used))
+    return Sketch("", items, ask, used, first_alone=True)
 
 
 def hidden(rng: Random) -> Sketch:
     """A fact hidden in filler text: near RULER's needles, so for a labelled arm only, never by default."""
     used: list[str] = []
 
-    def lines() -> Iterator[tuple[str, Any]]:
+    def lines() -> Items:
         seen, wait = set(), rng.randrange(3)
         for sentence in _sentences(rng, used):
             if wait == 0 and (who := name(rng)) not in seen:
                 seen.add(who)
-                yield f"{who} keeps {value(rng)} in the drawer. ", who
+                kept = value(rng)
+                yield f"{who} keeps {kept} in the drawer. ", Fact(who, kept)
             wait = wait - 1 if wait else rng.randrange(4, 20)
             yield sentence, None
 
