@@ -483,11 +483,28 @@ def plotted(kind: str, study: str) -> list[str]:
     return [PATHS[key].format(study=study) for key in PLOTS[kind]]
 
 
-def claimed(study: str, root: Path = Path()) -> list[str]:
-    """The files that the claims of a published study are judged by, those that are there."""
+def claimed(study: str, configured: str, root: Path = Path()) -> list[str]:
+    """The files that the claims of a published study are judged by: those that are there, and what is read of
+    the studies beside it."""
     keys = ("provenance", "accuracy", "paired", "ablation")
     names = [PATHS[key].format(study=study) for key in keys] + [PATHS["latency"].format(study=LATENCY)]
-    return [name for name in names if (root / name).is_file()]
+    also = [PATHS[key].format(study=name) for name in beside(study, configured, root) for key in keys[:3]]
+    return [name for name in names if (root / name).is_file()] + also
+
+
+def beside(study: str, configured: str, root: Path = Path()) -> list[str]:
+    """The published studies STUDY-… with scores, which are read beside a study's own for its claims."""
+    scored = [
+        name
+        for name in published(configured, root)
+        if (root / PATHS["accuracy"].format(study=name)).is_file()
+    ]
+    return [name for name in scored if name.startswith(f"{study}-")]
+
+
+def also_flags(study: str, configured: str) -> list[str]:
+    """Command-line words for the studies read beside a study."""
+    return flags({"also": [f"results/{name}" for name in beside(study, configured)]}, "also")
 
 
 def any_of(names: Iterable[object]) -> str:

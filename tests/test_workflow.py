@@ -273,6 +273,28 @@ def test_claims_of_a_published_study_are_one_job_over_the_files_that_are_there(t
     assert "claims" not in planned(snakemake(folder, "-n", *ALWAYS, "all").stdout)
 
 
+def test_claims_read_the_published_studies_that_are_named_after_theirs(tmp_path: Path) -> None:
+    folder = working_copy(tmp_path)
+    for name in ("paper", "paper-warm", "paper-hot", "papers", "other"):
+        (folder / "results" / name).mkdir(parents=True)
+        for file in ("accuracy.csv", "paired.csv", "provenance.json"):
+            (folder / "results" / name / file).write_text("{}")
+    (folder / "results/paper-speed").mkdir()  # no scores
+    (folder / "results/paper-speed/provenance.json").write_text("{}")
+    run = snakemake(folder, "-np", *ALWAYS, "reports/paper/claims.md")
+    job = block(run.stdout, "claims")
+    assert " --also results/paper-hot results/paper-warm --out reports/paper/claims.md " in job
+    read = re.search(r"input: (.*)", job)[1].split(", ")  # type: ignore[index]
+    files = ("provenance.json", "accuracy.csv", "paired.csv")
+    assert read == [f"results/{n}/{f}" for n in ("paper", "paper-hot", "paper-warm") for f in files]
+    [command] = re.findall(r"^Shell command: python -m lkv (.*)$", run.stdout, re.MULTILINE)
+    assert len(parser().parse_args(shlex.split(command)).also) == 2
+    (folder / "results/paper-hot/paired.csv").unlink()
+    run = snakemake(folder, "-n", *ALWAYS, "reports/paper/claims.md")
+    assert run.returncode != 0
+    assert "results/paper-hot/paired.csv" in run.stdout
+
+
 @pytest.mark.parametrize(
     ("given", "line"),
     [

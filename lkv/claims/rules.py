@@ -46,6 +46,7 @@ class Claim:
     rule: str
     judge: Callable[[Evidence], Finding]
     files: tuple[str, ...]  # keys of the study's files that the figure is made from
+    temperatures: tuple[float, ...] = ()  # of its rows; they may lie in a study beside
 
 
 def judged(claim: Claim, evidence: Evidence) -> Finding:
