@@ -273,10 +273,33 @@ def test_longer_prompts_than_trained_ones_are_judged_and_no_others(tmp_path):
     assert verdict(tmp_path, "P10", trained, paired=up) == "holds"
     assert verdict(tmp_path, "P10", trained, paired=mixed) == "holds in part"
     assert verdict(tmp_path, "P10", trained, paired=everywhere(DOWN, "snapkv", "laq")) == "does not hold"
-    whole = {"config": {"train": {"lengths": [512, 8192]}}}
-    assert verdict(tmp_path, "P10", whole, paired=up) == "cannot be tested here"
-    sources = {"config": {"train": {"lengths": [512], "sources": [{}], "max_tokens": 16384}}}
-    assert verdict(tmp_path, "P10", sources, paired=up) == "cannot be tested here"
+
+
+WHOLE = [
+    {"lengths": [512, 8192]},
+    {"lengths": [8032], "response_tokens": 128, "tokens": 32},  # as long as the model reads, all counted in
+    {"lengths": [512], "sources": [{}], "max_tokens": 16384},
+]
+
+
+@pytest.mark.parametrize("train", WHOLE)
+@pytest.mark.parametrize(
+    ("snapkv", "laq", "expected"),
+    [
+        (43.0, 43.0, "holds"),
+        (43.0, 44.0, "holds in part"),  # the arm: 50 [45, 55]; 44 ± 1 touches it
+        (43.0, 70.0, "does not hold"),
+        (44.0, 44.0, "does not hold"),
+    ],
+)
+def test_trained_to_the_full_length_the_arm_of_short_prompts_is_judged(
+    tmp_path, train, snapkv, laq, expected
+):
+    files = {"accuracy": scores("snapkv", snapkv) + scores("laq", laq)}
+    files["paired"] = everywhere(DOWN, "snapkv", "laq")  # the main arm's: they judge nothing
+    assert verdict(tmp_path, "P10", {"config": {"train": train}}, **files) == "not measured yet"
+    assert verdict(tmp_path, "P10", ablation=arms(n8=UP), **files) == "not measured yet"
+    assert verdict(tmp_path, "P10", ablation=arms(upto1k=SAME), **files) == expected
 
 
 def test_sampling_needs_both_temperatures(tmp_path):
