@@ -451,6 +451,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--results", type=Path, required=True)
     p.add_argument("--latency", type=Path, help="folder whose latency.csv is read; default: --results")
+    p.add_argument("--also", nargs="+", type=Path, default=[], help="folders whose scores are read beside")
     p.add_argument("--out", type=Path, required=True, help="Markdown file")
 
     p = verb(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from lkv import device as devices
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.models import DTYPES, choose_dtype
 from lkv.records import read_json, sha256_file, write_json
+from lkv.study import CARD, main_arm
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "accelerate", "flash-attn", "lm-eval", "wonderwords",
@@ -41,9 +42,7 @@ def write_provenance(
     device = devices.pick(device_name)
     dtype = choose_dtype(dtype_name, device)
     processor, driver = devices.describe(device)
-    cards = {
-        f"{folder.parent.name}/{folder.name}": read_json(folder / "lookahead.json") for folder in adapters
-    }
+    cards = {name: read_json(folder / CARD) for name, folder in named(study, adapters).items()}
     write_json(
         out,
         {
@@ -79,6 +78,15 @@ def write_provenance(
             "end": _stamp(datetime.now(UTC).timestamp()),
         },
     )
+
+
+def named(study: Mapping[str, Any], adapters: Sequence[Path]) -> dict[str, Path]:
+    """model/arm → folder: the study's own are named so; a given one is its model's main arm."""
+    given = {name: Path(folder) for name, folder in (study.get("adapters") or {}).items()}
+    own = [folder for folder in adapters if folder not in given.values()]
+    return {f"{name}/{main_arm(study)}": folder for name, folder in given.items() if folder in adapters} | {
+        f"{folder.parent.name}/{folder.name}": folder for folder in own
+    }
 
 
 def _stamp(seconds: float) -> str:

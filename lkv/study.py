@@ -56,6 +56,8 @@ PATHS = {
     "provenance": "results/{study}/provenance.json",
 }
 
+CARD = Path(PATHS["adapter"]).name  # written last, it stands for a folder of trained modules
+
 # What each plot reads, by the keys of PATHS, and the formats of a report.
 PLOTS = {
     "latency": ("latency",),
@@ -199,20 +201,44 @@ def fetched_models(config: Mapping[str, Any]) -> list[str]:
 
 
 def trained(config: Mapping[str, Any]) -> list[str]:
-    """The models whose trained modules a stage uses."""
-    return [name for name in config["models"] if any(adapter(config, name, of) for of in (None, "latency"))]
+    """The models whose modules are trained here: those that a stage uses and `adapters` does not give."""
+    return [name for name in _adapted(config) if name not in config["adapters"]]
+
+
+def _adapted(config: Mapping[str, Any]) -> list[str]:
+    """The models whose modules a stage uses; the ablation uses every model's."""
+    return [
+        name
+        for name in config["models"]
+        if config["ablation"] or any(adapter(config, name, of) for of in (None, "latency"))
+    ]
+
+
+def adapter_files(config: Mapping[str, Any]) -> list[str]:
+    """The marker files of all modules that the study uses: the given ones, then its own, arm by arm."""
+    given = [given_card(config, name) for name in _adapted(config) if name in config["adapters"]]
+    pattern = paths(config).adapter
+    own = [pattern.format(model=m, arm=arm) for m in trained(config) for arm in trained_arms(config)]
+    return list(dict.fromkeys(given)) + own
+
+
+def given_card(config: Mapping[str, Any], model: str) -> str:
+    """The marker file of the modules that `adapters` gives a model."""
+    return str(Path(config["adapters"][model]) / CARD)
 
 
 def adapter(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
     """The adapter's marker file, where LookaheadKV is among the methods and its weights matter."""
     if "lookaheadkv" not in methods(config, model, of) or shape_alone(config, model, of):
         return []
+    if model in config["adapters"]:
+        return [given_card(config, model)]
     return [paths(config).adapter.format(model=model, arm=main_arm(config))]
 
 
 def main_arm(config: Mapping[str, Any]) -> str:
     """The arm that stands in every table as LookaheadKV."""
-    return str((config["train"] or {"arm": "main"})["arm"])
+    return str((config.get("train") or {"arm": "main"}).get("arm", "main"))
 
 
 def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -418,6 +444,7 @@ def rendered(config: Mapping[str, Any]) -> list[str]:
     kinds = list(REPORTS) if sample_files(config) else ["latency"]
     left_out = {"ablation"} if not ablation_files(config) else set()
     left_out |= set(INSPECTED) if not inspect_files(config, "kept") else set()
+    left_out |= {"training"} if not trained(config) else set()
     return _report_files(kind for kind in kinds if kind not in left_out)
 
 
@@ -467,11 +494,28 @@ def plotted(kind: str, study: str) -> list[str]:
     return [PATHS[key].format(study=study) for key in PLOTS[kind]]
 
 
-def claimed(study: str, root: Path = Path()) -> list[str]:
-    """The files that the claims of a published study are judged by, those that are there."""
+def claimed(study: str, configured: str, root: Path = Path()) -> list[str]:
+    """The files that the claims of a published study are judged by: those that are there, and what is read of
+    the studies beside it."""
     keys = ("provenance", "accuracy", "paired", "ablation")
     names = [PATHS[key].format(study=study) for key in keys] + [PATHS["latency"].format(study=LATENCY)]
-    return [name for name in names if (root / name).is_file()]
+    also = [PATHS[key].format(study=name) for name in beside(study, configured, root) for key in keys[:3]]
+    return [name for name in names if (root / name).is_file()] + also
+
+
+def beside(study: str, configured: str, root: Path = Path()) -> list[str]:
+    """The published studies STUDY-… with scores, which are read beside a study's own for its claims."""
+    scored = [
+        name
+        for name in published(configured, root)
+        if (root / PATHS["accuracy"].format(study=name)).is_file()
+    ]
+    return [name for name in scored if name.startswith(f"{study}-")]
+
+
+def also_flags(study: str, configured: str) -> list[str]:
+    """Command-line words for the studies read beside a study."""
+    return flags({"also": [f"results/{name}" for name in beside(study, configured)]}, "also")
 
 
 def any_of(names: Iterable[object]) -> str:
@@ -558,18 +602,21 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
     train = study["train"]
     for name in [*study["models"], *(d for d in study["speckv"]["drafts"].values() if d != SELF)]:
         spec = model_spec(name, root, source)
-        if train and name in study["models"] and not (train["learning_rate"] or spec["learning_rate"]):
+        own = name in study["models"] and name not in study["adapters"]
+        if train and own and not (train["learning_rate"] or spec["learning_rate"]):
             raise UserError(
                 f"{source}, train.learning_rate: missing, and config/models/{name}.yaml has none; "
                 "give a number above 0"
             )
+    _check_adapters(study, root, source)
     if train:
-        for name, own in arms(study).items():
+        for name, values in arms(study).items():
             place = f"{source}, train" if name == train["arm"] else f"{source}, ablation.arms.{name}"
-            _check_training(own, place)
+            _check_training(values, place)
     elif needing := trained(study):
         raise UserError(
-            f"{source}, train: missing, and lookaheadkv needs modules for {', '.join(needing)}; add it"
+            f"{source}, train: missing, and lookaheadkv needs modules for {', '.join(needing)}; add it, or "
+            "name folders of trained ones in adapters"
         )
     if inspected := study["inspect"]:
         _check_part(study, "inspect", "lengths", inspected["lengths"], source)
@@ -578,6 +625,23 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
     if study["ablation"]:
         _check_ablation(study, source)
     return study
+
+
+def _check_adapters(study: Mapping[str, Any], root: Path, source: str) -> None:
+    for name, folder in study["adapters"].items():
+        if name not in study["models"]:
+            way_out = "give one of the study's models, or drop the entry"
+            raise one_of(f"model in {source}, adapters:", name, study["models"], way_out)
+        if not (root / folder / CARD).is_file():
+            raise UserError(
+                f"{source}, adapters.{name}: no {CARD} in {folder}; give a folder of trained modules, as lkv "
+                "train writes it, or drop the entry and they are trained"
+            )
+        if study["ablation"]:
+            raise UserError(
+                f"{source}, adapters.{name}: given modules have no arms beside them, which ablation.arms "
+                "compares with the study's own trained arm; drop one of the two"
+            )
 
 
 def _check_latency(study: Mapping[str, Any], root: Path, source: str) -> None:
@@ -600,8 +664,6 @@ def _check_latency(study: Mapping[str, Any], root: Path, source: str) -> None:
 
 def _check_ablation(study: Mapping[str, Any], source: str) -> None:
     own = study["ablation"]
-    if not study["train"]:
-        raise UserError(f"{source}, train: missing, and ablation.arms changes what it says; add it")
     if study["train"]["arm"] in own["arms"]:
         raise UserError(
             f"{source}, ablation.arms: {study['train']['arm']!r} is the study's own arm (train.arm); "

@@ -412,7 +412,7 @@ def claims(args: Arguments) -> None:
     """the paper's claims, each with its verdict"""
     from lkv.report.claims import write_claims
 
-    write_claims(args.results, args.latency, args.out)
+    write_claims(args.results, args.latency, args.also, args.out)
 
 
 def generate(args: Arguments) -> None:

@@ -273,10 +273,33 @@ def test_longer_prompts_than_trained_ones_are_judged_and_no_others(tmp_path):
     assert verdict(tmp_path, "P10", trained, paired=up) == "holds"
     assert verdict(tmp_path, "P10", trained, paired=mixed) == "holds in part"
     assert verdict(tmp_path, "P10", trained, paired=everywhere(DOWN, "snapkv", "laq")) == "does not hold"
-    whole = {"config": {"train": {"lengths": [512, 8192]}}}
-    assert verdict(tmp_path, "P10", whole, paired=up) == "cannot be tested here"
-    sources = {"config": {"train": {"lengths": [512], "sources": [{}], "max_tokens": 16384}}}
-    assert verdict(tmp_path, "P10", sources, paired=up) == "cannot be tested here"
+
+
+WHOLE = [
+    {"lengths": [512, 8192]},
+    {"lengths": [8032], "response_tokens": 128, "tokens": 32},  # as long as the model reads, all counted in
+    {"lengths": [512], "sources": [{}], "max_tokens": 16384},
+]
+
+
+@pytest.mark.parametrize("train", WHOLE)
+@pytest.mark.parametrize(
+    ("snapkv", "laq", "expected"),
+    [
+        (43.0, 43.0, "holds"),
+        (43.0, 44.0, "holds in part"),  # the arm: 50 [45, 55]; 44 ± 1 touches it
+        (43.0, 70.0, "does not hold"),
+        (44.0, 44.0, "does not hold"),
+    ],
+)
+def test_trained_to_the_full_length_the_arm_of_short_prompts_is_judged(
+    tmp_path, train, snapkv, laq, expected
+):
+    files = {"accuracy": scores("snapkv", snapkv) + scores("laq", laq)}
+    files["paired"] = everywhere(DOWN, "snapkv", "laq")  # the main arm's: they judge nothing
+    assert verdict(tmp_path, "P10", {"config": {"train": train}}, **files) == "not measured yet"
+    assert verdict(tmp_path, "P10", ablation=arms(n8=UP), **files) == "not measured yet"
+    assert verdict(tmp_path, "P10", ablation=arms(upto1k=SAME), **files) == expected
 
 
 def test_sampling_needs_both_temperatures(tmp_path):
@@ -288,6 +311,80 @@ def test_sampling_needs_both_temperatures(tmp_path):
     assert verdict(tmp_path, "D4", paired=cool + bad) == "holds in part"
     worse = [row | {"diff": 0.0, "ci_low": -1.0, "ci_high": 1.0, "p": 1.0} for row in cool + bad]
     assert verdict(tmp_path, "D4", paired=worse) == "does not hold"
+
+
+def published(folder: Path, name: str, **files: list[dict[str, Any]]) -> Path:
+    """A study's folder with a provenance, and rows of accuracy and paired (none where not given)."""
+    place = folder / name
+    place.mkdir()
+    for table, columns in (("accuracy", ACCURACY_COLUMNS), ("paired", PAIRED_COLUMNS)):
+        write_csv(place / f"{table}.csv", files.get(table, []), columns)
+    card = {"commit": f"of-{name}", "device": f"GPU of {name}", "backend": "sdpa", "dtype": "bfloat16"}
+    (place / "provenance.json").write_text(json.dumps(card))
+    return place
+
+
+def drawn(temperature: float, figures: tuple[float, ...] = UP, **more: Any) -> list[dict[str, Any]]:
+    return everywhere(figures, "snapkv", "laq", protocol=f"official temperature={temperature:g}", **more)
+
+
+def test_temperatures_may_lie_in_studies_beside(tmp_path):
+    main_study = published(tmp_path, "s", paired=everywhere(UP, "snapkv", "laq"))
+    cool = published(tmp_path, "s-cool", paired=drawn(0.2, study="s-cool"))
+    hot = published(tmp_path, "s-hot", paired=drawn(0.8, study="s-hot"))
+    assert judged(BY_ID["D4"], read_evidence(main_study)).verdict == "not measured yet"
+    assert judged(BY_ID["D4"], read_evidence(main_study, also=[cool])).verdict == "not measured yet"
+    together = read_evidence(main_study, also=[cool, hot])
+    assert [judged(BY_ID[id], together).verdict for id in ("D4", "P1", "P5")] == ["holds"] * 3
+    out = tmp_path / "claims.md"
+    also = ["--also", str(cool), str(hot)]
+    assert main(["claims", "--results", str(main_study), *also, "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert f"lkv claims --results {main_study} --also {cool} {hot} --out {out}\n" in page
+    assert "- Read beside it, `s-cool`: GPU of s-cool, attention sdpa, bfloat16; commit of-s-cool." in page
+    assert "- Read beside it, `s-hot`: GPU of s-hot, attention sdpa, bfloat16; commit of-s-hot." in page
+    of_d4 = page.split("### D4\n")[1].split("###")[0]
+    assert re.findall(r"-- (\S+)", of_d4) == ["results/s-cool/paired.csv", "results/s-hot/paired.csv"]
+
+
+def test_rows_of_a_study_without_a_file_come_from_those_beside(tmp_path):
+    (tmp_path / "s").mkdir()
+    hot = published(tmp_path, "s-hot", paired=drawn(0.2) + drawn(0.8))
+    assert judged(BY_ID["D4"], read_evidence(tmp_path / "s", also=[hot])).verdict == "holds"
+
+
+@pytest.mark.parametrize("table", ["accuracy", "paired"])
+def test_a_cell_in_two_studies_is_one_line_and_no_page(tmp_path, capsys, table):
+    rows = scores("snapkv", 40.0) if table == "accuracy" else everywhere(UP, "snapkv")
+    place = published(tmp_path, "s", **{table: rows})
+    one, two = (published(tmp_path, f"s-{n}", **{table: rows[n : n + 1]}) for n in (1, 1 + 1))
+    same = published(tmp_path, "s-same", **{table: [rows[1] | {"study": "other"}]})
+    out = tmp_path / "claims.md"
+    for first, also in ((place, [one]), (one, [two, same])):
+        call = ["claims", "--results", str(first), "--also", *map(str, also), "--out", str(out)]
+        assert main(call) == 2
+        said = capsys.readouterr().err
+        assert f"{also[-1] / table}.csv: a cell that {first / table}.csv has as well (model small, " in said
+        assert "leave one of the two out" in said
+        assert said.count("\n") == 1
+    assert not out.exists()
+    other = {"metric": "recall"} if table == "paired" else {"budget": 65}
+    more = published(tmp_path, "s-more", **{table: [rows[1] | other]})
+    assert len(read_evidence(place, also=[more]).tables[table]) == len(rows) + 1
+
+
+@pytest.mark.parametrize("missing", ["accuracy.csv", "paired.csv", "provenance.json", ""])
+def test_a_study_beside_without_its_files_is_one_line(tmp_path, capsys, missing):
+    place, beside = published(tmp_path, "s"), published(tmp_path, "s-hot")
+    if missing:
+        (beside / missing).unlink()
+    given = beside if missing else tmp_path / "none"
+    out = tmp_path / "claims.md"
+    assert main(["claims", "--results", str(place), "--also", str(given), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert str(given / missing) in said
+    assert said.count("\n") == 1
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -433,6 +530,15 @@ def test_the_committed_claims_are_those_of_the_committed_results(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert main(before) == 0
     assert (tmp_path / "docs/claims.md").read_text(encoding="utf-8") == page
+
+
+def test_a_claim_names_the_files_that_are_there_and_no_others(tmp_path):
+    write_csv(tmp_path / "paired.csv", everywhere(UP, "snapkv", "laq"), PAIRED_COLUMNS)
+    (tmp_path / "provenance.json").write_text(json.dumps({"config": {"train": {"lengths": [4096]}}}))
+    out, name = tmp_path / "claims.md", tmp_path.name
+    assert main(["claims", "--results", str(tmp_path), "--out", str(out)]) == 0
+    of_p10 = out.read_text(encoding="utf-8").split("### P10\n")[1].split("###")[0]
+    assert f" -- results/{name}/paired.csv results/{name}/provenance.json\n" in of_p10
 
 
 def test_every_claim_has_a_row_a_rule_and_a_verdict(tmp_path):

@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from test_claims import BY_ID
 from test_workflow import ALWAYS, ROOT, TINY, environment, planned, snakemake, working_copy
 
 from lkv import study
+from lkv.claims.evidence import read_evidence
+from lkv.claims.rules import judged
+from lkv.records import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +110,24 @@ def test_a_changed_value_runs_again_only_what_depends_on_it(
     jobs = planned(run.stdout)
     assert jobs.keys() == again | {"study_config", "provenance", "table", "plot"}
     assert jobs["plot"] == plots
+
+
+def test_modules_of_one_study_serve_another_without_training(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    shutil.copytree(finished, folder)
+    shutil.copytree(folder / "results/tiny/adapters/tiny-llama/main", folder / "adapters/tiny")
+    config = yaml.safe_load((folder / TINY).read_text())
+    del config["train"], config["ablation"]
+    config |= {"study": "given", "adapters": {"tiny-llama": "adapters/tiny"}}
+    (folder / "config/given.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run = snakemake(folder, *ALWAYS, "--configfile", "config/given.yaml", "--", "all")
+    assert run.returncode == 0, run.stdout
+    assert not {"train", "data_train", "gather_training"} & planned(run.stdout).keys()
+    one, other = (read_json(folder / f"results/{name}/provenance.json") for name in ("tiny", "given"))
+    assert other["adapters"] == {"tiny-llama/main": one["adapters"]["tiny-llama/main"]}
+    accuracy = [(folder / f"results/{name}/accuracy.csv").read_text() for name in ("tiny", "given")]
+    assert accuracy[1].replace("given,", "tiny,") == accuracy[0]
+    assert judged(BY_ID["P17"], read_evidence(folder / "results/given")).figure.startswith("tiny-llama: ")
 
 
 def test_evaluation_killed_in_the_middle_goes_on_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:

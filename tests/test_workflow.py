@@ -160,6 +160,29 @@ def test_adapters_are_trained_only_for_those_who_use_them(tmp_path: Path) -> Non
     assert planned(plan) == {"model": 1, "data_ruler": 1, "evaluate": 1, "latency": 1, "gather_latency": 1}
 
 
+def test_with_given_modules_nothing_is_trained(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    folder = working_copy(tmp_path)
+    (folder / "adapters/tiny").mkdir(parents=True)
+    (folder / "adapters/tiny/lookahead.json").write_text("{}")
+    tiny |= {"train": None, "ablation": None, "adapters": {"tiny-llama": "adapters/tiny"}}
+    (folder / "config/mine.yaml").write_text(yaml.safe_dump(tiny))
+    run = snakemake(folder, "-np", *ALWAYS, "--configfile", "config/mine.yaml", "--", "all")
+    once = ("model", "summarise", "latency", "gather_latency", "gather_recall", "gather_kept", "study_config")
+    assert planned(run.stdout) == {
+        **dict.fromkeys((*once, "provenance", "table"), 1),
+        **dict.fromkeys(("data_ruler", "evaluate", "inspect"), 2),
+        "plot": 5,
+    }  # fmt: skip
+    for rule, flag in {"evaluate": "adapter", "inspect": "adapter", "latency": "adapter"}.items():
+        assert f" --{flag} adapters/tiny --pool max" in block(run.stdout, rule)
+    assert " --adapters adapters/tiny --out " in block(run.stdout, "provenance")
+    del tiny["train"]
+    tiny["mtbench"] = {"questions": "q.jsonl"}
+    (folder / "config/mine.yaml").write_text(yaml.safe_dump(tiny))
+    run = snakemake(folder, "-np", *ALWAYS, "--configfile", "config/mine.yaml", "--", "all")
+    assert " --adapter adapters/tiny " in block(run.stdout, "mtbench")
+
+
 def test_a_model_of_random_weights_is_timed_from_its_spec_with_nothing_fetched_or_trained(
     clean: Path,
 ) -> None:
@@ -248,6 +271,28 @@ def test_claims_of_a_published_study_are_one_job_over_the_files_that_are_there(t
     inputs = "results/paper/provenance.json, results/paper/paired.csv, results/latency-h100/latency.csv"
     assert f"input: {inputs}\n" in block(run.stdout, "claims")
     assert "claims" not in planned(snakemake(folder, "-n", *ALWAYS, "all").stdout)
+
+
+def test_claims_read_the_published_studies_that_are_named_after_theirs(tmp_path: Path) -> None:
+    folder = working_copy(tmp_path)
+    for name in ("paper", "paper-warm", "paper-hot", "papers", "other"):
+        (folder / "results" / name).mkdir(parents=True)
+        for file in ("accuracy.csv", "paired.csv", "provenance.json"):
+            (folder / "results" / name / file).write_text("{}")
+    (folder / "results/paper-speed").mkdir()  # no scores
+    (folder / "results/paper-speed/provenance.json").write_text("{}")
+    run = snakemake(folder, "-np", *ALWAYS, "reports/paper/claims.md")
+    job = block(run.stdout, "claims")
+    assert " --also results/paper-hot results/paper-warm --out reports/paper/claims.md " in job
+    read = re.search(r"input: (.*)", job)[1].split(", ")  # type: ignore[index]
+    files = ("provenance.json", "accuracy.csv", "paired.csv")
+    assert read == [f"results/{n}/{f}" for n in ("paper", "paper-hot", "paper-warm") for f in files]
+    [command] = re.findall(r"^Shell command: python -m lkv (.*)$", run.stdout, re.MULTILINE)
+    assert len(parser().parse_args(shlex.split(command)).also) == 2
+    (folder / "results/paper-hot/paired.csv").unlink()
+    run = snakemake(folder, "-n", *ALWAYS, "reports/paper/claims.md")
+    assert run.returncode != 0
+    assert "results/paper-hot/paired.csv" in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -353,6 +398,10 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("protocol", {"name": "helm"}), "value in x.yaml, protocol.name: 'helm'; known: official, kvc"),
         (_put("protocol", "official"), 'x.yaml, protocol: "official" is not allowed; allowed: keys with'),
         (_drop("train"), "x.yaml, train: missing, and lookaheadkv needs modules for tiny-llama"),
+        (_put("adapters", {"tiny": "a"}), "model in x.yaml, adapters: 'tiny'; known: tiny-llama; give one"),
+        (_put("adapters", {"tiny-llama": "no/x"}), "adapters.tiny-llama: no lookahead.json in no/x; give a"),
+        (_put("adapters", {"tiny-llama": 5}), "adapters.tiny-llama: 5 is not allowed; allowed: a folder of"),
+        (_put("adapters", ["a"]), 'x.yaml, adapters: ["a"] is not allowed; allowed: model: a folder of'),
         (_put("inspect", {"lengths": [512]}), "length in x.yaml, inspect.lengths: 512; known: 1024"),
         (_put("inspect", {"samples": 0}), "x.yaml, inspect.samples: 0 is not allowed; allowed: an integer"),
         (_put("inspect", {"methods": []}), "key in x.yaml, inspect: 'methods'; known: samples, lengths"),
@@ -381,6 +430,36 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
         study.validate(config, ROOT, "x.yaml")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_given_modules_without_trained_arms_refuse_an_ablation(tiny: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "lookahead.json").write_text("{}")
+    tiny["adapters"] = {"tiny-llama": str(tmp_path)}
+    with pytest.raises(UserError, match=r"^x\.yaml, adapters\.tiny-llama: .* ablation\.arms .*; drop one.*$"):
+        study.validate(tiny, ROOT, "x.yaml")
+    assert study.trained(study.validate(tiny | {"ablation": None}, ROOT)) == []
+
+
+def test_a_model_with_given_modules_needs_no_learning_rate(tiny: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "lookahead.json").write_text("{}")
+    tiny |= {"ablation": None, "adapters": {"tiny-llama": str(tmp_path)}}
+    tiny["train"]["learning_rate"] = None
+    study.validate(tiny, ROOT)
+
+
+def test_modules_are_used_as_given_for_one_model_and_trained_for_the_other(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "lookahead.json").write_text("{}")
+    tiny |= {"models": ["tiny-llama", "tiny-qwen3"], "ablation": None}
+    tiny["adapters"] = {"tiny-qwen3": str(tmp_path)}
+    config = study.validate(tiny, ROOT)
+    own, given = "results/tiny/adapters/tiny-llama/main/lookahead.json", f"{tmp_path}/lookahead.json"
+    for of in (None, "latency"):
+        assert [study.adapter(config, name, of) for name in config["models"]] == [[own], [given]]
+    assert study.trained(config) == ["tiny-llama"]
+    assert study.adapter_files(config) == [given, own]
+    assert "reports/training.pdf" in study.targets(config)
 
 
 def test_missing_essays_file_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ TABLES = {
     "ablation": ABLATION_COLUMNS,
     "latency": LATENCY_COLUMNS,
 }
+BESIDE = ("accuracy", "paired")  # read from the studies beside the main one as well
+SAME = ("model", "benchmark", "task", "length", "protocol", "haystack", "method", "budget")
 NOT_ADDED = ("prefill", "first_token", "decode_token", "decode_batch", "total")
 SHAPE, DEVICE = "llama-3.1-8b-instruct", "H100"
 
@@ -69,12 +71,13 @@ class Overhead:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A study's files; what it does not have is missing from `tables`."""
+    """A study's files, with the scores of those beside; what it does not have is missing from `tables`."""
 
     study: str
     tables: Mapping[str, pd.DataFrame]
     provenance: Mapping[str, Any]
     latency_study: str
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # study: its provenance
 
     def table(self, name: str) -> pd.DataFrame:
         if name not in self.tables:
@@ -82,20 +85,58 @@ class Evidence:
         return self.tables[name]
 
 
-def read_evidence(results: Path, latency: Path | None = None) -> Evidence:
-    """The files of `results`; latency.csv from `latency` where that is given. Missing files are no error."""
-    for folder in (results, latency or results):
+def read_evidence(results: Path, latency: Path | None = None, also: Sequence[Path] = ()) -> Evidence:
+    """The files of `results`; latency.csv from `latency` where that is given. Missing files are no error.
+
+    Scores of the studies `also` are read beside: their files must be there, and no cell in two of them.
+    """
+    for folder in (results, latency or results, *also):
         if not folder.is_dir():
             raise UserError(f"no such results folder: {folder}; give the folder of a study, results/NAME")
-    paths = {name: (latency or results if name == "latency" else results) / f"{name}.csv" for name in TABLES}
-    tables = {name: read_csv(path, TABLES[name]) for name, path in paths.items() if path.is_file()}
-    for frame in tables.values():
-        for column in {"protocol", "haystack", "arm", "implementation", "device"} & set(frame.columns):
-            frame[column] = frame[column].fillna("").astype(str)
+    tables = {}
+    for name in TABLES:
+        own = (latency or results if name == "latency" else results) / f"{name}.csv"
+        files = [own] if own.is_file() else []
+        files += [folder / f"{name}.csv" for folder in also if name in BESIDE]
+        if files:
+            tables[name] = _joined(name, files)
     card = results / "provenance.json"
     return Evidence(
-        results.name, tables, read_json(card) if card.is_file() else {}, (latency or results).name
+        results.name,
+        tables,
+        read_json(card) if card.is_file() else {},
+        (latency or results).name,
+        {folder.name: read_json(folder / "provenance.json") for folder in also},
     )
+
+
+def _joined(name: str, files: Sequence[Path]) -> pd.DataFrame:
+    """The rows of several studies' files as one table."""
+    import pandas as pd
+
+    frames = {path: read_csv(path, TABLES[name]) for path in files}
+    for frame in frames.values():
+        for column in {"protocol", "haystack", "arm", "implementation", "device"} & set(frame.columns):
+            frame[column] = frame[column].fillna("").astype(str)
+    if len(files) == 1:
+        return frames[files[0]]
+    _once(frames)
+    return pd.concat([frame for frame in frames.values() if len(frame)] or [frames[files[0]]])
+
+
+def _once(frames: Mapping[Path, pd.DataFrame]) -> None:
+    """Raises UserError where a cell is there twice: no study's figure goes before another's."""
+    seen: dict[tuple[object, ...], Path] = {}
+    for path, frame in frames.items():
+        columns = [*SAME, *({"metric"} & set(frame.columns))]
+        for cell in frame[columns].itertuples(index=False, name=None):
+            if cell in seen:
+                words = ", ".join(f"{key} {value}" for key, value in zip(columns, cell, strict=True))
+                raise UserError(
+                    f"{path}: a cell that {seen[cell]} has as well ({words}); each may come from "
+                    "one study, so leave one of the two out"
+                )
+            seen[cell] = path
 
 
 def averages(frame: pd.DataFrame, benchmark: str, temperature: float | None = None) -> pd.DataFrame:

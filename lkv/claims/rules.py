@@ -14,8 +14,10 @@ from lkv.claims.evidence import (
     Cell,
     Evidence,
     Overhead,
+    Place,
     Unsettled,
     against,
+    arm_against,
     averages,
     overhead,
     pick,
@@ -25,6 +27,7 @@ from lkv.summarise import REFERENCE
 
 LEVEL = 0.05
 MARGIN = 2.0  # points of score: a loss that does not matter
+SHORT_PROMPTS = "upto1k"  # the arm that was trained on prompts of at most 1,024 tokens
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Claim:
     rule: str
     judge: Callable[[Evidence], Finding]
     files: tuple[str, ...]  # keys of the study's files that the figure is made from
+    temperatures: tuple[float, ...] = ()  # of its rows; they may lie in a study beside
 
 
 def judged(claim: Claim, evidence: Evidence) -> Finding:
@@ -115,16 +119,27 @@ def shrinking(evidence: Evidence, methods: Sequence[str], ladders: Mapping[int, 
     return share_of(passed, f"in {sum(passed)} of {len(passed)}: " + "; ".join(words))
 
 
-def longer(evidence: Evidence, methods: Sequence[str], lengths: Sequence[int], budget: int) -> Finding:
-    """Rule A at the evaluated lengths above the longest training prompt."""
-    train = (evidence.provenance.get("config") or {}).get("train") or {}
-    known = train.get("max_tokens") if train.get("sources") else max(train.get("lengths") or [0])
+def longer(
+    evidence: Evidence, methods: Sequence[str], lengths: Sequence[int], budget: int, places: Sequence[Place]
+) -> Finding:
+    """Rule A at the evaluated lengths above the longest training prompt; where there is none, at `places` for
+    the arm that was trained on short prompts.
+    """
+    known = trained_to((evidence.provenance.get("config") or {}).get("train") or {})
     if not known:
         raise Unsettled("provenance.json does not say how long the training prompts were")
-    beyond = [length for length in lengths if length > known]
-    if not beyond:
-        raise Unsettled(f"training prompts were as long as the evaluated ones ({known:,} tokens)", UNTESTABLE)
-    return above(against(evidence, methods, [(length, budget) for length in beyond]))
+    if beyond := [length for length in lengths if length > known]:
+        return above(against(evidence, methods, [(length, budget) for length in beyond]))
+    cells = [cell for method in methods for cell in arm_against(evidence, SHORT_PROMPTS, method, places)]
+    found = above(cells)
+    return Finding(found.verdict, f"arm `{SHORT_PROMPTS}`: {found.figure}")
+
+
+def trained_to(train: Mapping[str, Any]) -> int:
+    """The longest training prompt, its answer and the lookahead rows counted in; 0 where it is unknown."""
+    longest = train.get("max_tokens") if train.get("sources") else max(train.get("lengths") or [0])
+    rows = (train.get("response_tokens") or 0) + (train.get("tokens") or 0)
+    return int(longest + rows) if longest else 0
 
 
 def elsewhere(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lkv.claims.catalogue import CLAIMS, RULES, TARGETS
-from lkv.claims.evidence import UNMEASURED, UNTESTABLE, VERDICTS, Evidence, read_evidence
+from lkv.claims.evidence import TABLES, UNMEASURED, UNTESTABLE, VERDICTS, Evidence, read_evidence
 from lkv.claims.rules import Claim, judged
 from lkv.records import atomic_write
 from lkv.report.note import setting
@@ -22,19 +23,22 @@ INTRO = (
 )
 
 
-def write_claims(results: Path, latency: Path | None, out: Path) -> None:
+def write_claims(results: Path, latency: Path | None, also: Sequence[Path], out: Path) -> None:
     """Writes the document; the same results give the same bytes."""
-    text = document(read_evidence(results, latency), command(results, latency, out))
+    text = document(read_evidence(results, latency, also), command(results, latency, also, out))
     with atomic_write(out) as stream:
         stream.write(text)
 
 
-def command(results: Path, latency: Path | None, out: Path) -> str:
+def command(results: Path, latency: Path | None, also: Sequence[Path], out: Path) -> str:
     """The call that makes the document."""
-    words = ["lkv claims --results", results.as_posix()]
-    return " ".join(
-        [*words, *(["--latency", latency.as_posix()] if latency else []), "--out", out.as_posix()]
-    )
+    folders = {"results": [results], "latency": [latency] if latency else [], "also": also, "out": [out]}
+    words = [
+        " ".join([f"--{flag}", *(folder.as_posix() for folder in given)])
+        for flag, given in folders.items()
+        if given
+    ]
+    return " ".join(["lkv claims", *words])
 
 
 def document(evidence: Evidence, made_by: str) -> str:
@@ -60,12 +64,10 @@ def document(evidence: Evidence, made_by: str) -> str:
 def measured(evidence: Evidence) -> list[str]:
     """What the figures rest on, from the study's provenance."""
     known = evidence.provenance
-    commit = str(known.get("commit") or "unknown")[:10] + (
-        " with local changes" if known.get("dirty") else ""
-    )
     counts = Counter(judged(claim, evidence).verdict for claim in (*CLAIMS, *TARGETS))
     lines = [
-        f"- Study `{evidence.study}`: {setting(known)}; commit {commit}.",
+        f"- Study `{evidence.study}`: {made_on(known)}.",
+        *(f"- Read beside it, `{name}`: {made_on(facts)}." for name, facts in evidence.beside.items()),
         f"- Models: {', '.join(known.get('models') or {}) or 'none but shapes with random weights'}.",
     ]
     lines += [
@@ -80,6 +82,12 @@ def measured(evidence: Evidence) -> list[str]:
         devices = ", ".join(dict.fromkeys(evidence.tables["latency"]["device"]))
         lines.append(f"- Latency from `{evidence.latency_study}`: {devices}.")
     return [*lines, "- Verdicts: " + ", ".join(f"{v} {counts[v]}" for v in VERDICTS) + "."]
+
+
+def made_on(known: Mapping[str, Any]) -> str:
+    """A study's device and commit."""
+    changes = " with local changes" if known.get("dirty") else ""
+    return f"{setting(known)}; commit {str(known.get('commit') or 'unknown')[:10]}{changes}"
 
 
 def table(claims: Sequence[Claim], evidence: Evidence, paper: bool) -> str:
@@ -102,13 +110,27 @@ def table(claims: Sequence[Claim], evidence: Evidence, paper: bool) -> str:
 
 
 def detail(claim: Claim, evidence: Evidence) -> str:
-    """A claim's rule, and the command that makes the files it was judged by."""
+    """A claim's rule, and the commands that make the files it was judged by."""
     text = f"### {claim.id}\n\n{wrapped(f'{claim.text}. {claim.rule}')}"
     if judged(claim, evidence).verdict in (UNMEASURED, UNTESTABLE):
         return text
-    study = evidence.latency_study if claim.files == ("latency",) else evidence.study
-    paths = " ".join(PATHS[key].format(study=study) for key in claim.files)
-    return f"{text}\n\n```sh\nsnakemake --cores 8 --configfile config/{study}.yaml -- {paths}\n```"
+    keys = [key for key in claim.files if key not in TABLES or key in evidence.tables]
+    calls = []
+    for study in judged_by(claim, evidence):
+        paths = " ".join(PATHS[key].format(study=study) for key in keys)
+        calls.append(f"snakemake --cores 8 --configfile config/{study}.yaml -- {paths}")
+    return "\n".join([f"{text}\n\n```sh", *calls, "```"])
+
+
+def judged_by(claim: Claim, evidence: Evidence) -> list[str]:
+    """The studies whose files a claim is judged by."""
+    if claim.files == ("latency",):
+        return [evidence.latency_study]
+    if not claim.temperatures:
+        return [evidence.study]
+    rows = evidence.tables["paired"]
+    drawn = rows["protocol"].isin([f"official temperature={t:g}" for t in claim.temperatures])
+    return [str(name) for name in dict.fromkeys(rows.loc[drawn, "study"])]
 
 
 def wrapped(text: str, indent: str = "") -> str:

@@ -75,10 +75,11 @@ use rule plot as plot_published with:
         "logs/{published}/plot/{kind}.log",
 
 
-# Of published studies alone, with the latencies of the H100 beside. docs/claims.md is this page of the main study.
+# Of published studies alone, with the latencies of the H100 beside, and the scores of studies named after this one.
+# docs/claims.md is this page of the main study.
 rule claims:
     input:
-        lambda wildcards: study.claimed(wildcards.published),
+        lambda wildcards: study.claimed(wildcards.published, STUDY),
     output:
         md="reports/{published}/claims.md",
     log:
@@ -89,8 +90,10 @@ rule claims:
         version=study.VERSIONS["report"],
         results="results/{published}",
         latency=f"results/{study.LATENCY}",
+        also=lambda wildcards: study.also_flags(wildcards.published, STUDY),
     shell:
-        "python -m lkv claims --results {params.results} --latency {params.latency} --out {output.md} --log {log}"
+        "python -m lkv claims --results {params.results} --latency {params.latency} {params.also}"
+        " --out {output.md} --log {log}"
 
 
 # All of it as one file. --report only reads what lies there, so it may run beside the call that holds the lock.

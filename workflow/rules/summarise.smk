@@ -22,7 +22,9 @@ rule summarise:
 rule gather_training:
     input:
         parts=expand(
-            PATHS.training_part, model=config["models"], arm=study.trained_arms(config)
+            PATHS.training_part,
+            model=study.trained(config),
+            arm=study.trained_arms(config),
         ),
     output:
         csv=PATHS.training,
@@ -106,9 +108,7 @@ rule provenance:
             arm=study.trained_data(config),
         )
         + study.files(config, "data"),
-        adapters=expand(
-            PATHS.adapter, model=study.trained(config), arm=study.trained_arms(config)
-        ),
+        adapters=study.adapter_files(config),
     output:
         json=PATHS.provenance,
     log:
