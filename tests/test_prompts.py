@@ -47,6 +47,7 @@ PINNED = {
     "summary": "f67d51829bdd5fce96db0da607b07b5c14e09349607b44c24971de19c10de14f",
     "code": "6a1f2b29b46427084f7eb42de427478041469a07b6027cfe3084b7f708e499f2",
     "repeat": "e751addb399c9c9491a7fd84d07fc075d90df69b670c31c3e22d1c9c4c21b2b4",
+    "block": "5a405ec4c5129ee02740cc6b73ff68f39f80352966d333ee81e523f8b9ae1b63",
     "hidden": "c22cb12c515ee7516b898a5d1a070172068ab99a59ec2fcc1c054501a31a5a52",
 }
 
@@ -245,7 +246,7 @@ def test_no_training_document_is_on_the_test_side(mixed: list[dict[str, Any]]) -
 def test_prompts_of_documents_say_which(mixed: list[dict[str, Any]], words: PreTrainedTokenizerBase) -> None:
     texts = {d.sha256: normalised(d.text) for d in documents("topics") + documents("code")}
     for prompt in mixed:
-        reads = prompt["kind"] in ("summary", "code", "repeat")
+        reads = prompt["kind"] in ("summary", "code", "repeat", "block")
         assert bool(prompt["documents"]) == reads
         if reads:
             text = " ".join(texts[digest] for digest in prompt["documents"])
@@ -265,14 +266,28 @@ def test_no_long_paragraph_of_the_tested_haystack_is_in_a_training_prompt(
 def test_the_default_mixture_has_none_of_rulers_needles(
     mixed: list[dict[str, Any]], words: PreTrainedTokenizerBase
 ) -> None:
-    assert "hidden" in KINDS
-    assert "hidden" not in DEFAULT
-    assert "hidden" not in LOOK_UPS
+    for near in ("block", "hidden"):
+        assert near in KINDS
+        assert near not in DEFAULT
+        assert near not in LOOK_UPS
     assert set(DEFAULT) <= set(KINDS)
     for prompt in mixed:
         text = words.decode(prompt["ids"]).lower()
         for needle in ("special magic", "one of the special", "memorize", "in the drawer"):
             assert needle not in text
+
+
+def test_a_blocks_answer_is_begun_as_its_record_is(words: PreTrainedTokenizerBase) -> None:
+    """What the prompt ends with stands once before, in a document's block, and the answer follows it there."""
+    for prompt in build(words, 40, [256, 512], {"block": 1}, seed=2):
+        text, begun = words.decode(prompt["ids"]).rsplit("<|assistant|>", 1)
+        assert begun.strip()
+        places = [found.end() for found in re.finditer(re.escape(begun.strip()), text)]
+        assert any(text[place:].lstrip(' "').startswith(prompt["answer"]) for place in places), (
+            begun,
+            prompt["answer"],
+        )
+        assert prompt["documents"]
 
 
 def test_look_ups_are_records_alone_without_filler(words: PreTrainedTokenizerBase) -> None:

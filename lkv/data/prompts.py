@@ -1,9 +1,9 @@
 """Training prompts, made offline from a seed: look-ups in records, documents, code, repeat-a-sentence.
 
 None of them is a tested task in other words: where something is looked up, the whole context is records
-(tables, JSON, dictionaries, definitions, logs), never a key-value sentence hidden in filler text. That one
-kind exists too, as `hidden`, for a separate and labelled arm. Documents come from the training side of
-lkv.data.documents alone.
+(tables, JSON, dictionaries, definitions, logs), never a key-value sentence hidden in filler text. Two kinds
+come nearer to that, for labelled arms: `block`, documents that hold small blocks of records, and `hidden`,
+facts scattered in filler text. Documents come from the training side of lkv.data.documents alone.
 
 Every prompt has an exact length in tokens, so that batches need no padding: its body is cut to fit. Where the
 context holds the one right answer to the question, the prompt brings it along.
@@ -71,6 +71,7 @@ class Sketch:
     ask: Callable[[list[Any]], str]
     documents: list[str] = field(default_factory=list)  # SHA-256 of the documents used
     first_alone: bool = False  # `ask` words the first of its keys only
+    begin: Callable[[Any], str] | None = None  # of the first key: how the answer begins, inside the prompt
 
 
 def build(
@@ -153,7 +154,8 @@ def sized(
     asked = min(len(facts), rng.choices((1, 2, 3), (6, 3, 1))[0])
     while facts:
         chosen = rng.sample(facts, k=min(asked, len(facts)))
-        end = encode("\n" + sketch.ask([fact.key for _, fact in chosen]) + after)
+        begun = sketch.begin(chosen[0][1].key) if sketch.begin else ""
+        end = encode("\n" + sketch.ask([fact.key for _, fact in chosen]) + after + begun)
         room = length - len(start) - len(end)
         if all(ends <= room for ends, _ in chosen):
             answered = [fact.answer for _, fact in chosen[: 1 if sketch.first_alone else None]]
@@ -359,6 +361,58 @@ def repeat(rng: Random) -> Sketch:
     return Sketch("", items, ask, used, first_alone=True)
 
 
+def block(rng: Random) -> Sketch:
+    """Documents with a block of two or three records here and there; the answer is begun as the record is.
+
+    SmolLM2 finds such a value in half of the cases, and one among many records alike hardly ever: answers
+    that look nothing up teach no look-up (docs/training.md).
+    """
+    used: list[str] = []
+
+    def items() -> Items:
+        wait = rng.randrange(6)
+        for _, text, digest in _training_documents(rng.choice(["topics", "code"]), rng):
+            used.append(digest)
+            for line in text.splitlines(keepends=True):
+                if len(line) > 100:  # what little fits into a short prompt is not to be one line
+                    continue
+                if wait == 0:
+                    yield from _records(rng)
+                    wait = rng.randrange(25, 80)
+                wait -= 1
+                yield line, None
+
+    def ask(keys: list[Any]) -> str:
+        return str(keys[0][0])
+
+    return Sketch("", items(), ask, used, first_alone=True, begin=lambda key: str(key[1]))
+
+
+def _records(rng: Random) -> Items:
+    """A block of records of one form; a key is the question, and what stands before the value."""
+    what = rng.choice(["phone number", "locker code", "badge", "account", "extension", "order number"])
+    head, form, question = rng.choice([
+        ("Directory", "{key}'s {what}: {value}", "What is the {what} of {key}?"),
+        ("Notes", "The {what} of {key} is {value}", "Which {what} does {key} have?"),
+        ("# settings", "{key}_{what} = {value}", "# What is {key}_{what} set to?"),
+        ("Index", "{key} -> {value}", "Look up {key} and answer with what it maps to."),
+        ("[export]", '{{"id": "{key}", "{what}": "{value}"}}', "Give the {what} where id is {key}."),
+        ("Staff | {what}", "{key} | {value}", "Which {what} does the table give for {key}?"),
+    ])  # fmt: skip
+    code = head.startswith("#")
+    words = {"what": what.replace(" ", "_").upper() if code else what}
+    yield f"\n{head.format(**words)}\n", None
+    for _ in range(rng.randrange(2, 4)):
+        key = f"{name(rng)} {rng.randrange(10, 99)}"
+        if code:
+            key = f"{rng.choice(THINGS)}_{rng.choice(TEAMS)}".upper()
+        known = value(rng)
+        record = form.format(key=key, value=known, **words)
+        before = record[: record.rindex(known)].rstrip(" ")
+        yield f"{record}\n", Fact((question.format(key=key, **words), before), known)
+    yield "\n", None
+
+
 def hidden(rng: Random) -> Sketch:
     """A fact hidden in filler text: near RULER's needles, so for a labelled arm only, never by default."""
     used: list[str] = []
@@ -388,6 +442,7 @@ KINDS: dict[str, Callable[[Random], Sketch]] = {
     "summary": summary,
     "code": code,
     "repeat": repeat,
+    "block": block,
     "hidden": hidden,
 }
 LOOK_UPS = ("table", "json_records", "dictionary", "definitions", "log")
