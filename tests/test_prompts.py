@@ -278,7 +278,7 @@ def test_the_default_mixture_has_none_of_rulers_needles(
 
 
 def test_a_blocks_answer_is_begun_as_its_record_is(words: PreTrainedTokenizerBase) -> None:
-    """What the prompt ends with stands once before, in a document's block, and the answer follows it there."""
+    """What the prompt ends with stands before, in a block of a document, and the answer follows it there."""
     for prompt in build(words, 40, [256, 512], {"block": 1}, seed=2):
         text, begun = words.decode(prompt["ids"]).rsplit("<|assistant|>", 1)
         assert begun.strip()
