@@ -164,13 +164,10 @@ def judged(config: Mapping[str, Any]) -> bool:
 
 
 def budgets(config: Mapping[str, Any], benchmark: str, length: int = 0) -> list[int]:
-    """The benchmark's own budgets, or the study's; of prompts of one length those that evict something."""
-    return _evicting(config[benchmark].get("budgets") or config["budgets"], length)
-
-
-def _evicting(budgets: Sequence[int], length: int) -> list[int]:
-    """The budgets below the length, or the smallest alone; all where the length is 0, each prompt's own."""
-    return [b for b in budgets if not length or b < length] or [min(budgets)]
+    """The benchmark's own budgets, or the study's. Of prompts of one length (0: each has its own) those that
+    evict something, or the smallest alone."""
+    named = config[benchmark].get("budgets") or config["budgets"]
+    return [budget for budget in named if not length or budget < length] or [min(named)]
 
 
 def methods(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
@@ -505,12 +502,8 @@ def claimed(study: str, configured: str, root: Path = Path()) -> list[str]:
 
 def beside(study: str, configured: str, root: Path = Path()) -> list[str]:
     """The published studies STUDY-… with scores, which are read beside a study's own for its claims."""
-    scored = [
-        name
-        for name in published(configured, root)
-        if (root / PATHS["accuracy"].format(study=name)).is_file()
-    ]
-    return [name for name in scored if name.startswith(f"{study}-")]
+    named = [name for name in published(configured, root) if name.startswith(f"{study}-")]
+    return [name for name in named if (root / PATHS["accuracy"].format(study=name)).is_file()]
 
 
 def also_flags(study: str, configured: str) -> list[str]:

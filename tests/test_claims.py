@@ -357,7 +357,7 @@ def test_rows_of_a_study_without_a_file_come_from_those_beside(tmp_path):
 def test_a_cell_in_two_studies_is_one_line_and_no_page(tmp_path, capsys, table):
     rows = scores("snapkv", 40.0) if table == "accuracy" else everywhere(UP, "snapkv")
     place = published(tmp_path, "s", **{table: rows})
-    one, two = (published(tmp_path, f"s-{n}", **{table: rows[n : n + 1]}) for n in (1, 1 + 1))
+    one, two = (published(tmp_path, f"s-{n}", **{table: rows[n : n + 1]}) for n in (1, 2))
     same = published(tmp_path, "s-same", **{table: [rows[1] | {"study": "other"}]})
     out = tmp_path / "claims.md"
     for first, also in ((place, [one]), (one, [two, same])):

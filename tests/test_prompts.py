@@ -37,7 +37,7 @@ QUESTIONS = {
     "hidden": r"What does (.+) keep in the drawer\?",
 }
 
-# SHA-256 of the ids, as JSON, of six prompts a kind, from before prompts brought answers along.
+# SHA-256 of six prompts' ids a kind, as JSON; all but `block` are from before prompts brought answers along.
 PINNED = {
     "table": "680979b876de058d972ec0188dcdfbb22012a6680581764113b7d9577f248ee7",
     "json_records": "776410be4700d6ff74dd9f3c3922f17dc8d72e68f2567366f728589463148938",
@@ -50,6 +50,11 @@ PINNED = {
     "block": "5a405ec4c5129ee02740cc6b73ff68f39f80352966d333ee81e523f8b9ae1b63",
     "hidden": "c22cb12c515ee7516b898a5d1a070172068ab99a59ec2fcc1c054501a31a5a52",
 }
+
+
+# SHA-256 of the documents that pinned prompts read: they come with CPython, and differ between its versions.
+DOCUMENTS = "66f7ab5a3a35e27ca6820fa87ffc766c76bb3ac83be35dfbcc9b54f3fae8421f"
+READING = ("summary", "code", "repeat", "block", "hidden")
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +207,10 @@ def test_questions_without_one_right_answer_bring_none(kind: str, words: PreTrai
 def test_prompts_are_the_same_ids_as_before_they_brought_answers(
     kind: str, bytewise: PreTrainedTokenizerBase
 ) -> None:
+    every = documents("topics") + documents("code")
+    texts = hashlib.sha256("".join(document.sha256 for document in every).encode()).hexdigest()
+    if kind in READING and texts != DOCUMENTS:
+        pytest.skip("the prompts were pinned with the texts of another CPython")
     ids = [prompt["ids"] for prompt in build(bytewise, 6, [512, 1024], {kind: 1}, seed=11)]
     assert hashlib.sha256(json.dumps(ids).encode()).hexdigest() == PINNED[kind]
 

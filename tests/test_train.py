@@ -235,7 +235,6 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_train as t
 from conftest import observed
-from torch.utils._python_dispatch import TorchDispatchMode
 from lkv.parallel import group
 loaded = t.Loaded(observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
 out = Path(sys.argv[2])

@@ -615,6 +615,13 @@ def test_the_workflow_passes_given_answers_for_their_arm_only(
     assert {arm: "--answers given" in words for arm, words in calls.items()} == {"main": False, "given": True}
 
 
+def test_a_budget_that_holds_the_whole_length_is_left_out(tiny: dict[str, Any]) -> None:
+    config = study.validate(tiny | {"budgets": [64, 1024, 2048]}, ROOT)
+    config["ruler"]["budgets"] = None
+    assert study.budgets(config, "ruler", 4096) == study.budgets(config, "ruler") == [64, 1024, 2048]
+    assert study.budgets(config, "ruler", 1024) == study.budgets(config, "ruler", 32) == [64]
+
+
 def test_flags_leave_out_what_is_not_there() -> None:
     values = {
         "max_new_tokens": None,

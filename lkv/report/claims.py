@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lkv.claims.catalogue import CLAIMS, RULES, TARGETS
-from lkv.claims.evidence import TABLES, UNMEASURED, UNTESTABLE, VERDICTS, Evidence, read_evidence
+from lkv.claims.evidence import (
+    TABLES,
+    UNMEASURED,
+    UNTESTABLE,
+    VERDICTS,
+    Evidence,
+    averages,
+    read_evidence,
+)
 from lkv.claims.rules import Claim, judged
 from lkv.records import atomic_write
 from lkv.report.note import setting
@@ -128,9 +136,8 @@ def judged_by(claim: Claim, evidence: Evidence) -> list[str]:
         return [evidence.latency_study]
     if not claim.temperatures:
         return [evidence.study]
-    rows = evidence.tables["paired"]
-    drawn = rows["protocol"].isin([f"official temperature={t:g}" for t in claim.temperatures])
-    return [str(name) for name in dict.fromkeys(rows.loc[drawn, "study"])]
+    drawn = [averages(evidence.tables["paired"], "ruler", t)["study"] for t in claim.temperatures]
+    return [str(name) for name in dict.fromkeys(name for names in drawn for name in names)]
 
 
 def wrapped(text: str, indent: str = "") -> str:
