@@ -183,7 +183,7 @@ def parser() -> argparse.ArgumentParser:
         default="model",
         help="the model's own, or the true ones where an offline prompt has one",
     )
-    p.add_argument("--batch", type=_positive, default=16, help="prompts answered at once")
+    p.add_argument("--batch", type=_positive, help="prompts answered at once (default: as many as fit)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, required=True)
     p = verb(
@@ -244,6 +244,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tokens", type=_positive, default=32, help="lookahead tokens")
     p.add_argument("--lora", choices=["all", "qk", "none"], default="all", help="linears that carry LoRA")
     p.add_argument("--loss", choices=["kl", "mse"], default="kl")
+    p.add_argument("--response-tokens", type=_positive, help="of the answers at most (default: all of them)")
     p.add_argument("--steps", type=_positive, required=True)
     p.add_argument("--batch", type=_positive, default=8)
     p.add_argument("--learning-rate", type=_rate, default=1e-3)

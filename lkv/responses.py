@@ -12,15 +12,28 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lkv.cache import Row
+from lkv.cache import Row, entry_bytes
 from lkv.data.frozen import freeze
 from lkv.data.shards import Notify, Stored, finished
 from lkv.decode import decode_all
+from lkv.device import memory
 from lkv.errors import UserError
 from lkv.models import Loaded
 from lkv.prefill import Prefilled, compact, prefill, prefill_many, prompts_at_once
 
 log = logging.getLogger("lkv")
+
+
+AT_ONCE = {"cpu": 16, "cuda": 128}  # prompts at most: a larger batch gains little
+
+
+def answered_at_once(loaded: Loaded, longest: int) -> int:
+    """How many prompts, answers included, share a decode. A quarter of the GPU's memory holds their caches: each
+    is there twice, kept and in the storage that it is decoded from."""
+    device = loaded.model.device
+    if device.type != "cuda":
+        return AT_ONCE["cpu"]
+    return max(1, min(AT_ONCE["cuda"], memory(device) // 4 // (longest * entry_bytes(loaded.model))))
 
 
 def check_fits(loaded: Loaded, longest: int, tokens: int) -> None:
@@ -37,13 +50,14 @@ def respond_sharded(
     loaded: Loaded,
     prompts: Stored,
     tokens: int,
-    at_once: int,
+    at_once: int | None,
     folder: str | Path,
     shard: int = 512,
     version: int = 1,
     notify: Notify = log.warning,
 ) -> list[Path]:
-    """Answers in `folder`/shard-00000.jsonl and so on ({"id", "response"}), `shard` prompts each.
+    """Answers in `folder`/shard-00000.jsonl and so on ({"id", "response"}), `shard` prompts each; `at_once` of
+    them share a decode (None: as many as fit).
 
     A prompt that holds an "answer" is given it; the model answers the others. Prompts go by length, so that a
     batch holds neighbours. Finished shards of the same run (prompts, model, dtype, tokens, version) are kept:
@@ -51,6 +65,7 @@ def respond_sharded(
     are a UserError, before anything is generated.
     """
     check_fits(loaded, max(prompts.lengths, default=0), tokens)
+    at_once = at_once or answered_at_once(loaded, max(prompts.lengths, default=1) + tokens)
     order = sorted(range(len(prompts)), key=lambda i: (prompts.lengths[i], i))
     parts = [order[start : start + shard] for start in range(0, len(order), shard)]
     paths = [Path(folder) / f"shard-{number:05d}.jsonl" for number in range(len(parts))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -248,8 +248,11 @@ def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def same_data(config: Mapping[str, Any], arm: str) -> str:
-    """The first arm whose training prompts are this arm's."""
-    return _first_alike(config, arm, DATA_KEYS)
+    """The first arm whose training prompts are this arm's, with answers of the same length or longer: greedy
+    answers begin alike."""
+    known, alike = arms(config), [key for key in DATA_KEYS if key != "response_tokens"]
+    enough = {name for name, own in known.items() if own["response_tokens"] >= known[arm]["response_tokens"]}
+    return _first_alike(config, arm, alike, enough)
 
 
 def same_modules(config: Mapping[str, Any], arm: str) -> str:
@@ -257,8 +260,10 @@ def same_modules(config: Mapping[str, Any], arm: str) -> str:
     return _first_alike(config, arm, [key for key in config["train"] if key != "arm"])
 
 
-def _first_alike(config: Mapping[str, Any], arm: str, keys: Sequence[str]) -> str:
-    known = arms(config)
+def _first_alike(
+    config: Mapping[str, Any], arm: str, keys: Sequence[str], among: Container[str] | None = None
+) -> str:
+    known = {name: own for name, own in arms(config).items() if among is None or name in among}
     return next(name for name, own in known.items() if all(own[key] == known[arm][key] for key in keys))
 
 
@@ -404,7 +409,9 @@ def train_flags(config: Mapping[str, Any], model: str, arm: str, root: Path = Pa
     """Command-line words for an arm's training. The learning rate is the arm's, or else the model's own."""
     own = arms(config)[arm]
     own["learning_rate"] = own["learning_rate"] or model_spec(model, root)["learning_rate"]
-    what = ("arm", "tokens", "lora", "loss")
+    what = ["arm", "tokens", "lora", "loss"]
+    if own["response_tokens"] < arms(config)[same_data(config, arm)]["response_tokens"]:
+        what.append("response_tokens")
     return flags(own, *what, "steps", "batch", "learning_rate", "warmup_steps", "held_out")
 
 

@@ -58,7 +58,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained, beside data and schedule: how many tokens, what carries LoRA, by which loss.
+    """What is trained, beside data and schedule: how many tokens, what carries LoRA, by which loss, and from
+    how many tokens of an answer at most.
 
     lora: all linears, q and k alone ("qk") or "none". The paper's: 32, all, KL (eq. 4). 32, none, MSE are the
     modules of Judge Q (AAAI 2026).
@@ -68,6 +69,11 @@ class Arm:
     tokens: int = TOKENS
     lora: str = "all"
     loss: str = "kl"
+    response_tokens: int | None = None  # None: all that the data holds
+
+    def taught(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """The prompt with as much of its response as this arm learns from."""
+        return prompt | {"response": prompt["response"][: self.response_tokens]}
 
 
 class HeldOut(NamedTuple):
@@ -126,7 +132,7 @@ def train(
         )
     group = group or Group()
     trained = len(prompts) - schedule.held_out
-    kept_back = prompts[trained:]
+    kept_back = [arm.taught(prompt) for prompt in prompts[trained:]]
     adapter = LookaheadKV.create(loaded.model, arm.tokens, seed=schedule.seed, lora=arm.lora)
     fused = loaded.model.device.type == "cuda"
     optimizer = torch.optim.Adam(adapter.parameters(), lr=schedule.learning_rate, fused=fused)
@@ -168,7 +174,7 @@ def train(
             tokens, flop = schedule.batch * adapter.n, 0.0
             mine = batches[order[step]][group.rank :: group.world]
             for part in _in_batches(mine, lengths, schedule.batch, _most_tokens(loaded)):
-                given, weight = [prompts[i] for i in part], len(part) / schedule.batch
+                given, weight = [arm.taught(prompts[i]) for i in part], len(part) / schedule.batch
                 # One length at a time: the gradients add up to the batch's mean.
                 if captured is not None:
                     kl += captured(given, weight)

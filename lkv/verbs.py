@@ -151,9 +151,10 @@ def train(args: Arguments) -> None:
     offline, answers = "offline " if made.get("mixture") else "", made.get("answers")
     own = "" if answers else "self-answered "
     true = f"; {answers['given']} of all {len(prompts)} answers are given ones" if answers else ""
+    cut = f"; answers cut to {args.response_tokens} tokens" if args.response_tokens else ""
     provenance = {
         "trained_on": f"{len(prompts) - args.held_out} {own}{offline}prompts ({', '.join(kinds)}) "
-        f"of {min(prompts.lengths, default=0)} to {max(prompts.lengths, default=0)} tokens{true}",
+        f"of {min(prompts.lengths, default=0)} to {max(prompts.lengths, default=0)} tokens{true}{cut}",
         "data_sha256": prompts.sha256,
         "model_fingerprint": loaded.fingerprint,
         "dtype": loaded.dtype,
@@ -162,7 +163,7 @@ def train(args: Arguments) -> None:
         "packages": package_versions(),
     }
     keep = int(args.keep_gib * 2**30)
-    arm = Arm(args.arm, args.tokens, args.lora, args.loss)
+    arm = Arm(args.arm, args.tokens, args.lora, args.loss, args.response_tokens)
     given = (loaded, prompts, schedule, arm, args.out, args.csv, provenance, keep)
     with group(loaded.model.device) as together:
         adapter = train(*given, version=VERSIONS["train"], group=together)

@@ -134,6 +134,18 @@ def test_a_checkpoint_of_another_run_is_not_resumed(loaded, prompts, tmp_path, m
     assert len(pd.read_csv(tmp_path / "t.csv")) == 4
 
 
+def test_an_arm_of_short_answers_learns_from_the_beginnings_of_long_ones(loaded, prompts, tmp_path):
+    def run(name, given, arm):
+        return train(loaded, given, SCHEDULE, arm, tmp_path / name, tmp_path / name / "t.csv", {})
+
+    cut = [prompt | {"response": prompt["response"][:3]} for prompt in prompts]
+    assert cut != prompts
+    short, same = run("a", prompts, Arm(response_tokens=3)), run("b", cut, Arm())
+    for mine, theirs in zip(short.parameters(), same.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert short.card["held_out_kl_after"] == same.card["held_out_kl_after"]
+
+
 def test_a_batch_is_the_mean_of_its_prompts(loaded, prompts):
     same = [p for p in prompts if p["length"] == 64][:3]
     adapter = LookaheadKV.create(loaded.model, seed=1)

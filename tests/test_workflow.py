@@ -578,20 +578,22 @@ def test_paths_leave_only_the_rules_wildcards(tiny: dict[str, Any]) -> None:
 def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
     tiny["ablation"]["arms"] = {
         "short": {"response_tokens": 4},
-        "shorter": {"response_tokens": 4, "tokens": 8},
+        "longer": {"response_tokens": 9, "tokens": 8},
         "avg": {"pool": "avg"},
     }
     config = study.validate(tiny, ROOT)
     assert {arm: study.same_data(config, arm) for arm in study.arms(config)} == {
-        "main": "main", "short": "short", "shorter": "short", "avg": "main",
+        "main": "main", "short": "main", "longer": "longer", "avg": "main",
     }  # fmt: skip
-    assert study.trained_arms(config) == ["main", "short", "shorter"]
-    assert study.trained_data(config) == ["main", "short"]
+    assert study.trained_arms(config) == ["main", "short", "longer"]
+    assert study.trained_data(config) == ["main", "longer"]
     assert study.arm_words(config, "tiny-llama")[-1] == (
         "avg=results/tiny/adapters/tiny-llama/main,pool=avg,kernel=7,order=group_pool,beside=0"
     )
-    assert "--tokens 8" in " ".join(study.train_flags(config, "tiny-llama", "shorter", ROOT))
-    assert "--response-tokens 4" in " ".join(study.prompt_flags(config, "short"))
+    flags = {arm: " ".join(study.train_flags(config, "tiny-llama", arm, ROOT)) for arm in study.arms(config)}
+    assert "--tokens 8" in flags["longer"] and "--response-tokens 4" in flags["short"]
+    assert not any("--response-tokens" in flags[arm] for arm in ("main", "longer"))
+    assert "--response-tokens 9" in " ".join(study.prompt_flags(config, "longer"))
 
 
 def test_an_arm_of_given_answers_has_data_of_its_own_and_alone_says_so(tiny: dict[str, Any]) -> None:
