@@ -28,8 +28,8 @@ AT_ONCE = {"cpu": 16, "cuda": 128}  # prompts at most: a larger batch gains litt
 
 
 def answered_at_once(loaded: Loaded, longest: int) -> int:
-    """How many prompts, answers included, share a decode. A quarter of the GPU's memory holds their caches: each
-    is there twice, kept and in the storage that it is decoded from."""
+    """How many prompts, answers included, share a decode. A quarter of the GPU's memory holds their caches:
+    each is there twice, kept and in the storage that it is decoded from."""
     device = loaded.model.device
     if device.type != "cuda":
         return AT_ONCE["cpu"]
@@ -56,8 +56,9 @@ def respond_sharded(
     version: int = 1,
     notify: Notify = log.warning,
 ) -> list[Path]:
-    """Answers in `folder`/shard-00000.jsonl and so on ({"id", "response"}), `shard` prompts each; `at_once` of
-    them share a decode (None: as many as fit).
+    """Answers in `folder`/shard-00000.jsonl and so on ({"id", "response"}), `shard` prompts each.
+
+    `at_once` of them share a decode (None: as many as fit).
 
     A prompt that holds an "answer" is given it; the model answers the others. Prompts go by length, so that a
     batch holds neighbours. Finished shards of the same run (prompts, model, dtype, tokens, version) are kept:
