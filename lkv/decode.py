@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class Decoder:
     def __init__(
         self, model: PreTrainedModel, cache: RowsCache, record: bool, temperature: float = 0.0
     ) -> None:
-        self.model, self.cache, self.record, self.temperature = model, cache, record, temperature
+        self._model = ref(model)  # decoders are kept by model: with one in each, no model would ever be freed
+        self.cache, self.record, self.temperature = cache, record, temperature
         rows, device = cache.slots.shape[1], model.device
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -80,10 +81,12 @@ class Decoder:
         def remember(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
             seen.append(query)
 
-        hidden = self.model.get_input_embeddings()(self.token)
+        model = self._model()
+        assert model is not None
+        hidden = model.get_input_embeddings()(self.token)
         carried = Pass(observe=remember if self.record else None, rows=self.cache)
-        last = states(self.model, hidden, self.position, self.cache, carried)
-        logits = self.model.get_output_embeddings()(last)[:, 0]
+        last = states(model, hidden, self.position, self.cache, carried)
+        logits = model.get_output_embeddings()(last)[:, 0]
         self.token[:, 0] = drawn(logits, self.temperature, self.seed, self.position[:, 0])
         self.position += 1
         self.cache.slots += 1

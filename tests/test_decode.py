@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import pairwise
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -42,6 +44,16 @@ def alone(model: Any, rows: list[Row]) -> list[list[int]]:
 
 def cut(answer: list[int], stop: frozenset[int]) -> list[int]:
     return next((answer[:i] for i, token in enumerate(answer) if token in stop), answer)
+
+
+def test_a_model_that_nobody_uses_is_freed_with_what_decodes_its_rows(rows: list[Row]) -> None:
+    model = observed("llama")
+    decoder = decoding._decoder(model, rows, NEW, False)
+    decoding._pools[model].decoders[6, 1, False, 0.0] = decoder  # where a captured one is kept
+    gone = ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("ended", [1, 3, 5, 6])
