@@ -251,8 +251,13 @@ def overhead(evidence: Evidence, method: str, length: int, budget: int = 128) ->
     )
 
 
+def thousands(length: int) -> str:
+    """8K for 8,192 tokens, and for 8,064."""
+    return f"{round(length / 1024)}K"
+
+
 def place(length: int, budget: int, *what: str) -> str:
-    at = f"{length // 1024}K, C = {budget}" if length else f"C = {budget}"
+    at = f"{thousands(length)}, C = {budget}" if length else f"C = {budget}"
     return ", ".join([*(word for word in what if word), at])
 
 

@@ -22,6 +22,7 @@ from lkv.claims.evidence import (
     overhead,
     pick,
     place,
+    thousands,
 )
 from lkv.summarise import REFERENCE
 
@@ -209,7 +210,7 @@ def near(evidence: Evidence, other: str, points: float, lengths: Sequence[int]) 
         ours, theirs = overhead(evidence, REFERENCE, length), overhead(evidence, other, length)
         apart = 100 * (ours.high / ours.prefill - theirs.low / theirs.prefill)
         passed.append(apart <= points)
-        words.append(f"{length // 1024}K: {_percent(ours)} against {_percent(theirs)}")
+        words.append(f"{thousands(length)}: {_percent(ours)} against {_percent(theirs)}")
     return share_of(passed, "; ".join(words))
 
 
