@@ -238,6 +238,11 @@ def main_arm(config: Mapping[str, Any]) -> str:
     return str((config.get("train") or {"arm": "main"}).get("arm", "main"))
 
 
+def reference_arm(config: Mapping[str, Any]) -> str:
+    """The arm that the ablation's others are compared with."""
+    return str((config["ablation"] or {}).get("reference") or main_arm(config))
+
+
 def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Arm → the values of `train` and `lookaheadkv` that are its own: the main arm's first."""
     if not config["train"]:
@@ -278,9 +283,9 @@ def trained_data(config: Mapping[str, Any]) -> list[str]:
 
 
 def arm_words(config: Mapping[str, Any], model: str) -> list[str]:
-    """Command-line words `arm=folder,key=value,…` for every arm of the ablation, the main one first."""
-    words = []
-    for name, own in arms(config).items():
+    """Command-line words `arm=folder,key=value,…` for every arm of the ablation, the reference first."""
+    words, known = [], arms(config)
+    for name, own in {reference_arm(config): known[reference_arm(config)], **known}.items():
         of_arm = same_modules(config, name)
         [folder] = folders([paths(config).adapter.format(model=model, arm=of_arm)])
         words.append(f"{name}={folder}," + ",".join(f"{key}={own[key]}" for key in RECIPE_KEYS))
@@ -669,6 +674,8 @@ def _check_ablation(study: Mapping[str, Any], source: str) -> None:
             f"{source}, ablation.arms: {study['train']['arm']!r} is the study's own arm (train.arm); "
             "give another name"
         )
+    if reference_arm(study) not in arms(study):
+        raise one_of(f"arm in {source}, ablation.reference:", own["reference"], arms(study))
     for key in ("tasks", "lengths"):
         _check_part(study, "ablation", key, own[key], source)
 

@@ -596,6 +596,26 @@ def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
     assert "--response-tokens 9" in " ".join(study.prompt_flags(config, "longer"))
 
 
+def test_the_arm_that_others_are_compared_with_comes_first(tiny: dict[str, Any]) -> None:
+    tiny["ablation"] = {"reference": "brief", "arms": {"n8": {"tokens": 8}, "brief": {"steps": 2}}}
+    config = study.validate(tiny, ROOT)
+    assert [word.partition("=")[0] for word in study.arm_words(config, "tiny-llama")] == [
+        "brief",
+        "main",
+        "n8",
+    ]
+    tiny["ablation"]["reference"] = None
+    config = study.validate(tiny, ROOT)
+    assert [word.partition("=")[0] for word in study.arm_words(config, "tiny-llama")] == [
+        "main",
+        "n8",
+        "brief",
+    ]
+    tiny["ablation"]["reference"] = "breif"
+    with pytest.raises(UserError, match=r"breif.*main, n8, brief"):
+        study.validate(tiny, ROOT)
+
+
 def test_an_arm_of_given_answers_has_data_of_its_own_and_alone_says_so(tiny: dict[str, Any]) -> None:
     tiny["ablation"]["arms"] = {"given": {"answers": "given"}, "same": {"answers": "model"}}
     config = study.validate(tiny, ROOT)

@@ -27,7 +27,7 @@ from lkv.errors import UserError, one_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORTH_A_PROCESS = 1000  # prompts: a process takes seconds to start
+WORTH_A_PROCESS = 500  # prompts: it takes about a second to start
 
 GIVEN = [
     "Ada", "Bela", "Carlo", "Dina", "Emre", "Fatou", "Goran", "Hana", "Ivo", "Jamal", "Kira", "Luan",
@@ -97,7 +97,8 @@ def build(
     if processes < 2:
         yield from (_prompt(i, *given) for i in range(samples))
         return
-    context = get_context("spawn")  # a fork would copy what a GPU's driver has open
+    context = get_context("forkserver")  # a fork of this process would copy what a GPU's driver has open
+    context.set_forkserver_preload([__name__, type(tokenizer).__module__])  # imported once for all
     with context.Pool(processes, _Worker.start, given) as pool:
         yield from pool.imap(_Worker.prompt, range(samples), chunksize=16)
 
@@ -140,8 +141,13 @@ def sized(
     """
     before, after = chat_text(tokenizer, "\ue000").split("\ue000")
 
+    # Without the layers around it, which take longer than the work on texts as short as these.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+
     def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False).input_ids
+        if backend is None:
+            return tokenizer(text, add_special_tokens=False).input_ids
+        return list(backend.encode(text, add_special_tokens=False).ids)
 
     start, body = encode(before + sketch.head), []
     facts: list[tuple[int, Fact]] = []  # where a record ends in the body, and what can be asked of it

@@ -1,4 +1,4 @@
-"""LookaheadKV's arms: score against the study's own arm, and how well each predicts on held-out prompts."""
+"""LookaheadKV's arms: score against one of them, and how well each predicts on held-out prompts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ablation(results_dir: Path) -> Figure:
         _recall(right, trained[trained["model"] == block["model"].iloc[0]], order)
     handles = [Line2D([], [], **look, ls="", label=f"C = {b}") for b, look in looks.items()]
     caption = (
-        f"Left: an arm's score minus that of {own}, the study's own arm, sample by sample; bars: "
+        f"Left: an arm's score minus that of {own}, sample by sample; bars: "
         f"{100 * LEVEL:g} % intervals; what stands clear of the line differs. Right: on held-out training "
         "prompts, the share of the entries that the answer looks at most which the modules rank highest; "
         f"arms without a point share {own}'s modules. {BUDGET}."

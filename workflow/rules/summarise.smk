@@ -63,7 +63,7 @@ rule ablation:
     params:
         version=study.VERSIONS["summarise"],
         seed=config["seed"],
-        arm=study.main_arm(config),
+        arm=study.reference_arm(config),
     shell:
         "python -m lkv ablation --samples {input.samples} --arm {params.arm} --out {output.csv}"
         " --seed {params.seed} --log {log}"
