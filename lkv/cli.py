@@ -407,6 +407,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True)
 
     p = verb(
+        verbs.share,
+        "share",
+        "lkv share --adapter results/mine/adapters/M/main --licence Apache-2.0 --out adapters/M",
+    )
+    p.add_argument("--adapter", type=Path, required=True, help="the folder that lkv train wrote")
+    p.add_argument("--licence", required=True, help="of the modules, for the card: usually the model's")
+    p.add_argument("--out", type=Path, required=True)
+
+    p = verb(
         verbs.gather,
         "gather",
         "lkv gather --kind latency --parts a.csv b.csv --out latency.csv",

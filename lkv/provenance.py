@@ -48,7 +48,7 @@ def write_provenance(
         {
             "study": study.get("study"),
             "commit": commit(),
-            "dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
+            "dirty": dirty(),
             "config": study,
             "config_sha256": sha256_file(config),
             "packages": package_versions(),
@@ -99,7 +99,15 @@ def package_versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit that this code was run at: git's, or LKV_COMMIT where a copy came without its history."""
-    return _git("rev-parse", "HEAD") or os.environ.get("LKV_COMMIT")
+    return os.environ.get("LKV_COMMIT") or _git("rev-parse", "HEAD")
+
+
+def dirty() -> bool | None:
+    """Whether the code differs from that commit; None where nobody knows."""
+    if os.environ.get("LKV_COMMIT"):
+        return False  # who says which commit it is says that it is that commit
+    changes = _git("status", "--porcelain")
+    return None if changes is None else bool(changes)
 
 
 def _version(package: str) -> str | None:

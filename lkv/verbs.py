@@ -366,6 +366,14 @@ def arms(args: Arguments) -> None:
     write_csv(args.out, rows, ARMS_COLUMNS)
 
 
+def share(args: Arguments) -> None:
+    """trained modules in bfloat16, with a model card, to give away"""
+    from lkv.share import share
+
+    share(args.adapter, args.out, args.licence)
+    log.info("%s", args.out)
+
+
 def gather(args: Arguments) -> None:
     """join the parts that single models wrote"""
     import pandas as pd

@@ -18,7 +18,10 @@ from lkv.interface import Tail
 from lkv.lookahead import LINEARS, LookaheadKV
 from lkv.observe import kl_divergence, reference
 from lkv.prefill import prefill
+from lkv.share import FACTS, share
 from lkv.tiny import tiny_model
+
+SCHEDULE = {"batch": 2, "learning_rate": 0.002, "warmup_steps": 1, "held_out": 3}
 
 
 def trained_like(model, seed=3, tokens=6):
@@ -158,6 +161,39 @@ def test_saved_and_loaded_is_the_same_to_the_bit(model, prompt, tmp_path):
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     again.save_pretrained(tmp_path, arm="test")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_shared_modules_are_the_trained_ones_in_bfloat16_with_a_card(model, prompt, tmp_path):
+    adapter = trained_like(model)
+    facts = dict.fromkeys(FACTS, "x") | {
+        "schedule": SCHEDULE,
+        "steps": 5,
+        "lora": "all",
+        "held_out_recall": 0.5,
+    }
+    adapter.save_pretrained(tmp_path / "trained", arm="main", **facts)
+    share(tmp_path / "trained", tmp_path / "shared", "Apache-2.0")
+    again = LookaheadKV.from_pretrained(tmp_path / "shared", model)
+    assert torch.equal(adapter.tokens.bfloat16().float(), again.tokens)
+    for mine, theirs in ((adapter.lora_a, again.lora_a), (adapter.lora_b, again.lora_b)):
+        found = dict(zip(again.paths, theirs, strict=True))
+        for path, weight in zip(adapter.paths, mine, strict=True):
+            assert torch.equal(weight.bfloat16().float(), found[path])
+    card = json.loads((tmp_path / "shared/lookahead.json").read_text())
+    trained = json.loads((tmp_path / "trained/lookahead.json").read_text())
+    assert {**card, "sha256": None} == {**trained, "sha256": None}
+    text = (tmp_path / "shared/README.md").read_text()
+    assert "license: Apache-2.0" in text and "Adam at 0.002" in text and "50.0%" in text
+    with pytest.raises(UserError, match="another folder"):
+        share(tmp_path / "shared", tmp_path / "shared", "Apache-2.0")
+
+
+def test_the_published_modules_say_what_they_are_and_are_whole():
+    folder = Path(__file__).parents[1] / "adapters/smollm2-135m-instruct"
+    adapter = LookaheadKV.from_pretrained(folder)
+    assert adapter.parameter_count() == adapter.card["parameters"] == 2_394_624
+    assert adapter.card["trained_on"] in (folder / "README.md").read_text()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
 
 
 def test_peft_reads_the_adapter_and_sees_the_same(prompt, tmp_path):

@@ -1,0 +1,68 @@
+"""Trained modules to give away: in half the bytes, with a model card that says what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lkv.errors import UserError
+from lkv.lookahead import LookaheadKV
+from lkv.records import atomic_write, require
+
+FACTS = (
+    "trained_on", "steps", "schedule", "lora", "loss", "held_out_kl_before", "held_out_kl_after",
+    "held_out_recall", "device", "commit", "model_fingerprint", "data_sha256",
+)  # fmt: skip
+SAVED = ("format", "base_model", "tokens", "rank", "alpha", "parameters", "sha256")  # by save_pretrained
+LINEARS = {"all": "all linears", "qk": "the linears of q and k", "none": "nothing"}
+
+CARD = """\
+---
+base_model: {model}
+library_name: peft
+license: {licence}
+tags: [lookaheadkv, kv-cache-eviction]
+---
+# LookaheadKV modules for {model}
+
+{tokens} lookahead tokens, and a LoRA of rank {rank} (α = {alpha}) on {linears}, active on the rows of these
+tokens alone: {parameters:,} numbers in bfloat16. Behind a prompt they predict the attention that the answer
+will pay to it; `lkv` keeps the cache entries that rank highest. The model itself stays as it is.
+
+- **Data**: {trained_on}.
+- **Schedule**: {steps:,} steps of {batch} prompts, Adam at {learning_rate:g}, warm-up of {warmup_steps}
+  steps, cosine to zero; loss: {loss}.
+- **On {held_out} held-out prompts of the same kinds**: KL {held_out_kl_before} before training,
+  {held_out_kl_after} after. Of the 128 entries that an answer looks at most, {held_out_recall:.1%} are among
+  the 128 that the modules rank highest.
+- **Made with**: commit {commit}, {device}.
+- **Fit**: the weights with fingerprint {model_fingerprint}. Prompts: SHA-256 {data_sha256}.
+
+```sh
+lkv generate --model models/{model} --adapter {folder} \\
+    --budget 128 --prompt-file prompt.txt
+```
+
+**Limits.** The modules fit these very weights; `lkv` refuses others. What they have learned is the attention
+of this model's own greedy answers to prompts of the kinds and lengths above: on other prompts they may rank
+worse, and where the model does not find an answer, they cannot. `lookahead.json` has the hashes of the files.
+"""
+
+
+def share(folder: Path, out: Path, licence: str) -> None:
+    """Writes the modules of `folder` into `out` in bfloat16, with their facts and a model card, README.md."""
+    if folder.resolve() == out.resolve():
+        raise UserError(f"{out} is where the modules are; give another folder as --out")
+    adapter = LookaheadKV.from_pretrained(folder)
+    facts = require(adapter.card, FACTS, folder / "lookahead.json", "lkv train")
+    adapter.to(torch.bfloat16).save_pretrained(out, **{k: v for k, v in facts.items() if k not in SAVED})
+    with atomic_write(out / "README.md") as stream:
+        stream.write(_model_card(adapter.card, out, licence))
+
+
+def _model_card(card: Mapping[str, Any], folder: Path, licence: str) -> str:
+    given = {**card, **card["schedule"], "linears": LINEARS[card["lora"]]}
+    return CARD.format(**given, model=card["base_model"]["name"], licence=licence, folder=folder)
