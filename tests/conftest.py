@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tarfile
+from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):  # no GPU: Triton's interpreter runs the kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch may do
@@ -33,3 +35,10 @@ def observed(family: str, seed: int = 1) -> PreTrainedModel:
 @pytest.fixture
 def prompt() -> torch.Tensor:
     return torch.randint(0, 256, (1, 150), generator=torch.Generator().manual_seed(5))
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """All of a tar archive, into `folder`."""
+    with tarfile.open(archive) as files:
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
+        files.extractall(folder, **safe)

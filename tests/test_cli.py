@@ -206,6 +206,7 @@ def test_the_verbs_are_the_stages() -> None:
         "model", "data train", "data ruler", "data longbench", "data longproc", "train", "evaluate",
         "mtbench", "judge", "score", "plan", "latency", "throughput", "summarise", "ablation", "arms",
         "gather", "provenance", "table", "plot", "claims", "inspect", "generate",
+        "share",
     }  # fmt: skip
 
 

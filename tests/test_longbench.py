@@ -10,13 +10,13 @@ import re
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import unpack
 
 from lkv.bench import longbench_metrics, longbench_prompts, sources
 from lkv.bench.longbench import TASKS, build, score
@@ -80,8 +80,7 @@ def real(tmp_path_factory) -> Path:
     if not archive.is_file():
         pytest.skip(f"no real records at {archive}; set LKV_SHARED to the folder that holds data/")
     folder = tmp_path_factory.mktemp("longbench")
-    with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
+    unpack(archive, folder)
     return folder / "minilongbench"
 
 

@@ -6,13 +6,13 @@ import gzip
 import json
 import os
 import random
-import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unpack
 
 from lkv.bench import longbench, ruler
 from lkv.bench.published import CHINESE, score_longbench, score_published, score_ruler
@@ -36,8 +36,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     if not archive.is_file():
         pytest.skip(f"no published predictions at {archive}; set LKV_SHARED to the folder that holds data/")
     folder = tmp_path_factory.mktemp("published")
-    with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
+    unpack(archive, folder)
     return {path.name: path for path in folder.glob("*/*/*/*") if path.is_dir()}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import unpack
 
 from lkv.bench import ruler_common, ruler_niah
 from lkv.bench import score as score_record
@@ -66,8 +67,7 @@ def qa_files(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sources")
     archive = SHARED / "data" / "ruler_sources.tar.xz"
     if archive.is_file():
-        with tarfile.open(archive) as files:
-            files.extractall(folder, filter="data")
+        unpack(archive, folder)
         return {name: folder / "ruler_sources" / f"{name}.json" for name in ("squad", "hotpotqa")}
     places = [f"Town {i}" for i in range(60)]
     facts = {place: [f"{place} lies by river {i}.", " Its mill is old."] for i, place in enumerate(places)}

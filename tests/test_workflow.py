@@ -336,7 +336,8 @@ def test_picture_of_the_workflow_is_current(clean: Path) -> None:
 def test_shipped_configs_are_valid_and_named_as_their_files(path: Path, tmp_path: Path) -> None:
     """Where the texts lie that they read, which are not in the repository."""
     config = yaml.safe_load(path.read_text())
-    (tmp_path / "config").symlink_to(ROOT / "config")
+    for name in ("config", "adapters"):
+        (tmp_path / name).symlink_to(ROOT / name)
     for key in study.SOURCES.values():
         if file := study.local((config.get("ruler") or {}).get(key) or "pydoc"):
             (tmp_path / file).parent.mkdir(exist_ok=True)
