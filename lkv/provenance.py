@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -94,18 +95,20 @@ def _stamp(seconds: float) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    return {name: found for name in PACKAGES if (found := _version(name))}
+    """Of Python, on whose version the documents of training and haystack depend, and of what is installed."""
+    found = {name: version for name in PACKAGES if (version := _version(name))}
+    return {"python": platform.python_version()} | found
 
 
 def commit() -> str | None:
-    """The commit that this code was run at: git's, or LKV_COMMIT where a copy came without its history."""
+    """The commit that this code was run at: LKV_COMMIT where a copy came without its history, or git's."""
     return os.environ.get("LKV_COMMIT") or _git("rev-parse", "HEAD")
 
 
 def dirty() -> bool | None:
     """Whether the code differs from that commit; None where nobody knows."""
     if os.environ.get("LKV_COMMIT"):
-        return False  # who says which commit it is says that it is that commit
+        return None
     changes = _git("status", "--porcelain")
     return None if changes is None else bool(changes)
 

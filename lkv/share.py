@@ -17,7 +17,11 @@ FACTS = (
     "held_out_recall", "device", "commit", "model_fingerprint", "data_sha256",
 )  # fmt: skip
 SAVED = ("format", "base_model", "tokens", "rank", "alpha", "parameters", "sha256")  # by save_pretrained
-LINEARS = {"all": "all linears", "qk": "the linears of q and k", "none": "nothing"}
+LINEARS = {"all": "all linears", "qk": "the linears of q and k"}
+
+JUDGED = """\
+KL {} before training, {} after. In each layer and KV head {:.1%} of the entries that an
+  answer looks at most (128; of a short prompt a quarter) are among as many that the modules rank highest"""
 
 CARD = """\
 ---
@@ -28,27 +32,27 @@ tags: [lookaheadkv, kv-cache-eviction]
 ---
 # LookaheadKV modules for {model}
 
-{tokens} lookahead tokens, and a LoRA of rank {rank} (α = {alpha}) on {linears}, active on the rows of these
-tokens alone: {parameters:,} numbers in bfloat16. Behind a prompt they predict the attention that the answer
-will pay to it; `lkv` keeps the cache entries that rank highest. The model itself stays as it is.
+{tokens} lookahead tokens{lora_words}:
+{parameters:,} numbers in bfloat16. Behind a prompt they predict the attention that the answer will pay to it;
+`lkv` keeps the cache entries that rank highest. The model itself stays as it is.
 
 - **Data**: {trained_on}.
 - **Schedule**: {steps:,} steps of {batch} prompts, Adam at {learning_rate:g}, warm-up of {warmup_steps}
   steps, cosine to zero; loss: {loss}.
-- **On {held_out} held-out prompts of the same kinds**: KL {held_out_kl_before} before training,
-  {held_out_kl_after} after. Of the 128 entries that an answer looks at most, {held_out_recall:.1%} are among
-  the 128 that the modules rank highest.
+- **On {held_out} held-out prompts of the same kinds**, before rounding to bfloat16:
+  {judged}.
 - **Made with**: commit {commit}, {device}.
 - **Fit**: the weights with fingerprint {model_fingerprint}. Prompts: SHA-256 {data_sha256}.
 
 ```sh
+lkv model --spec config/models/{model}.yaml --out models/{model}
 lkv generate --model models/{model} --adapter {folder} \\
     --budget 128 --prompt-file prompt.txt
 ```
 
-**Limits.** The modules fit these very weights; `lkv` refuses others. What they have learned is the attention
-of this model's own greedy answers to prompts of the kinds and lengths above: on other prompts they may rank
-worse, and where the model does not find an answer, they cannot. `lookahead.json` has the hashes of the files.
+**Limits.** `lkv` refuses a model whose sizes or sampled weights are others. What the modules have learned
+is the attention that answers pay to prompts of these kinds and lengths: on others they may rank worse, and
+where the model does not find an answer, they cannot. `lookahead.json` has the hashes of the files.
 """
 
 
@@ -64,5 +68,10 @@ def share(folder: Path, out: Path, licence: str) -> None:
 
 
 def _model_card(card: Mapping[str, Any], folder: Path, licence: str) -> str:
-    given = {**card, **card["schedule"], "linears": LINEARS[card["lora"]]}
+    lora, judged = "", "nothing was measured"
+    if linears := LINEARS.get(card["lora"]):
+        lora = f", and a LoRA of rank {card['rank']} (α = {card['alpha']}) on {linears}, active on their rows"
+    if (recall := card["held_out_recall"]) is not None:
+        judged = JUDGED.format(card["held_out_kl_before"], card["held_out_kl_after"], recall)
+    given = {**card, **card["schedule"], "lora_words": lora, "judged": judged}
     return CARD.format(**given, model=card["base_model"]["name"], licence=licence, folder=folder)

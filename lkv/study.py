@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -253,22 +253,20 @@ def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def same_data(config: Mapping[str, Any], arm: str) -> str:
-    """The first arm whose training prompts are this arm's, with answers of the same length or longer: greedy
-    answers begin alike."""
-    known, alike = arms(config), [key for key in DATA_KEYS if key != "response_tokens"]
-    enough = {name for name, own in known.items() if own["response_tokens"] >= known[arm]["response_tokens"]}
-    return _first_alike(config, arm, alike, enough)
+    """The first arm whose training prompts are this arm's. Offline ones also serve an arm of shorter answers,
+    as greedy answers begin alike; which prompts of data sets fit depends on the answers' length."""
+    known = arms(config)
+    own, keys = known[arm], [key for key in DATA_KEYS if key != "response_tokens" or known[arm]["sources"]]
+    return next(
+        name
+        for name, other in known.items()
+        if all(other[key] == own[key] for key in keys) and other["response_tokens"] >= own["response_tokens"]
+    )
 
 
 def same_modules(config: Mapping[str, Any], arm: str) -> str:
     """The first arm whose trained modules are this arm's; the recipes may differ."""
-    return _first_alike(config, arm, [key for key in config["train"] if key != "arm"])
-
-
-def _first_alike(
-    config: Mapping[str, Any], arm: str, keys: Sequence[str], among: Container[str] | None = None
-) -> str:
-    known = {name: own for name, own in arms(config).items() if among is None or name in among}
+    known, keys = arms(config), [key for key in config["train"] if key != "arm"]
     return next(name for name, own in known.items() if all(own[key] == known[arm][key] for key in keys))
 
 

@@ -184,6 +184,11 @@ def test_shared_modules_are_the_trained_ones_in_bfloat16_with_a_card(model, prom
     assert {**card, "sha256": None} == {**trained, "sha256": None}
     text = (tmp_path / "shared/README.md").read_text()
     assert "license: Apache-2.0" in text and "Adam at 0.002" in text and "50.0%" in text
+    bare = LookaheadKV.create(model, tokens=4, lora="none")
+    bare.save_pretrained(tmp_path / "bare", **facts | {"lora": "none", "held_out_recall": None})
+    share(tmp_path / "bare", tmp_path / "given", "MIT")
+    text = (tmp_path / "given/README.md").read_text()
+    assert "4 lookahead tokens:\n" in text and "LoRA" not in text and "nothing was measured" in text
     with pytest.raises(UserError, match="another folder"):
         share(tmp_path / "shared", tmp_path / "shared", "Apache-2.0")
 
@@ -192,7 +197,10 @@ def test_the_published_modules_say_what_they_are_and_are_whole():
     folder = Path(__file__).parents[1] / "adapters/smollm2-135m-instruct"
     adapter = LookaheadKV.from_pretrained(folder)
     assert adapter.parameter_count() == adapter.card["parameters"] == 2_394_624
-    assert adapter.card["trained_on"] in (folder / "README.md").read_text()
+    assert adapter.tokens.dtype == torch.float32 and torch.equal(adapter.tokens, adapter.tokens.bfloat16())
+    text = (folder / "README.md").read_text()
+    for fact in ("trained_on", "commit", "model_fingerprint", "data_sha256", "held_out_kl_after"):
+        assert str(adapter.card[fact]) in text
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6_000_000
 
 

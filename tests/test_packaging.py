@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import lkv
+from lkv.provenance import commit, dirty, package_versions
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -105,3 +107,16 @@ def test_ci_runs_the_tests_last_and_stops_at_the_first_failure() -> None:
     lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "set -euo pipefail"
     assert lines[-1] == "make test"
+
+
+def test_a_copy_without_its_history_says_its_commit_and_that_changes_are_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LKV_COMMIT", raising=False)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if head.returncode == 0:
+        assert commit() == head.stdout.strip()
+        assert dirty() in (True, False)
+    monkeypatch.setenv("LKV_COMMIT", "0123abc")
+    assert (commit(), dirty()) == ("0123abc", None)
+    assert package_versions()["python"] == platform.python_version()

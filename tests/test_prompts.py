@@ -259,7 +259,8 @@ def test_prompts_of_documents_say_which(mixed: list[dict[str, Any]], words: PreT
         assert bool(prompt["documents"]) == reads
         if reads:
             text = " ".join(texts[digest] for digest in prompt["documents"])
-            pieces = [normalised(words.decode(prompt["ids"][start:][:8])) for start in (40, 70, 100, 130)]
+            starts = range(40, len(prompt["ids"]) - 40, 10)  # between records, in `block`
+            pieces = [normalised(words.decode(prompt["ids"][start:][:8])) for start in starts]
             assert any(piece in text for piece in pieces), pieces
 
 
@@ -275,10 +276,7 @@ def test_no_long_paragraph_of_the_tested_haystack_is_in_a_training_prompt(
 def test_the_default_mixture_has_none_of_rulers_needles(
     mixed: list[dict[str, Any]], words: PreTrainedTokenizerBase
 ) -> None:
-    for near in ("block", "hidden"):
-        assert near in KINDS
-        assert near not in DEFAULT
-        assert near not in LOOK_UPS
+    assert "hidden" in set(KINDS) - set(DEFAULT) - set(LOOK_UPS)
     assert set(DEFAULT) <= set(KINDS)
     for prompt in mixed:
         text = words.decode(prompt["ids"]).lower()

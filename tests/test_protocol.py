@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lkv.chat import chat_ids, chat_text, record_ids, record_parts
+from lkv.chat import chat_ids, chat_text, record_ids, record_parts, token_ids
 from lkv.errors import UserError
 from lkv.protocol import PROTOCOLS, protocol
 from lkv.tiny import tiny_tokenizer
@@ -94,3 +94,13 @@ def test_a_base_models_missing_template_says_how_to_go_on() -> None:
     with pytest.raises(UserError, match=r"no chat template.*protocol.template: none"):
         chat_ids(base, "text")
     assert chat_ids(base, "text", template=False)
+
+
+def test_ids_are_whole_even_of_a_tokenizer_whose_file_cuts_and_pads() -> None:
+    text = "one two three four five six"
+    whole = tiny_tokenizer()(text, add_special_tokens=False).input_ids
+    cutting = tiny_tokenizer()
+    cutting.backend_tokenizer.enable_truncation(3)
+    cutting.backend_tokenizer.enable_padding(length=20)
+    assert len(whole) > 3
+    assert token_ids(cutting, [text], special=False) == [whole]

@@ -15,7 +15,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lkv.bench import longbench_metrics, sources
-from lkv.bench.longbench_prompts import fill, fit, template, token_ids
+from lkv.bench.longbench_prompts import fill, fit, template
+from lkv.chat import token_ids
 from lkv.errors import UserError, one_of
 from lkv.records import fingerprint
 

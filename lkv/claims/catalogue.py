@@ -242,10 +242,10 @@ CLAIMS = (
     ),
     Claim(
         "D6",
-        "Needles in the training mixture are not needed",
+        "Needles in the training mixture are not needed: blocks of records do as well",
         "reviews",
         "no figure",
-        f"Rule B on {ARMS_WORDS}: main arm minus `needles`.",
+        f"Rule B on {ARMS_WORDS}: main arm minus `needles` (facts hidden in filler text instead of blocks).",
         lambda e: not_below(over_arms(e, ["needles"], ARMS)),
         ABLATION,
     ),

@@ -1,9 +1,9 @@
 """Training prompts, made offline from a seed: look-ups in records, documents, code, repeat-a-sentence.
 
-None of them is a tested task in other words: where something is looked up, the whole context is records
-(tables, JSON, dictionaries, definitions, logs), never a key-value sentence hidden in filler text. Two kinds
-come nearer to that, for labelled arms: `block`, documents that hold small blocks of records, and `hidden`,
-facts scattered in filler text. Documents come from the training side of lkv.data.documents alone.
+In most of them, where something is looked up, the whole context is records (tables, JSON, dictionaries,
+definitions, logs). Two kinds come nearer to a needle in a haystack: `block`, documents that hold small blocks
+of records, and, for a labelled arm, `hidden`, facts scattered in filler text. Documents come from the
+training side of lkv.data.documents alone.
 
 Every prompt has an exact length in tokens, so that batches need no padding: its body is cut to fit. Where the
 context holds the one right answer to the question, the prompt brings it along.
@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lkv.chat import chat_text
+from lkv.chat import chat_text, token_ids
 from lkv.data.documents import documents, side
 from lkv.errors import UserError, one_of
 
@@ -141,13 +141,8 @@ def sized(
     """
     before, after = chat_text(tokenizer, "\ue000").split("\ue000")
 
-    # Without the layers around it, which take longer than the work on texts as short as these.
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-
     def encode(text: str) -> list[int]:
-        if backend is None:
-            return tokenizer(text, add_special_tokens=False).input_ids
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        return token_ids(tokenizer, [text], special=False)[0]
 
     start, body = encode(before + sketch.head), []
     facts: list[tuple[int, Fact]] = []  # where a record ends in the body, and what can be asked of it

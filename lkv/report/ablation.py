@@ -54,7 +54,7 @@ def ablation(results_dir: Path) -> Figure:
         f"Left: an arm's score minus that of {own}, sample by sample; bars: "
         f"{100 * LEVEL:g} % intervals; what stands clear of the line differs. Right: on held-out training "
         "prompts, the share of the entries that the answer looks at most which the modules rank highest; "
-        f"arms without a point share {own}'s modules. {BUDGET}."
+        f"arms without a point share another arm's modules. {BUDGET}."
     )
     return finish(figure, handles, caption)
 

@@ -27,7 +27,8 @@ INTRO = (
     "What the LookaheadKV paper (ICLR 2026, arXiv 2603.10899) claims, what its reviewers doubted, and what "
     "this project measured. The wording is ours. The rules below were written before any accuracy of the "
     "study was measured; the latencies of the H100 were known by then. A rule that changes later changes "
-    "in sight, by a commit."
+    "in sight, by a commit: since first scores were seen, on samples that the study does not use, that is "
+    "which arm the others are compared with, P10's arm, D6's wording, and 8K timed at 8,064 tokens."
 )
 
 
