@@ -9,21 +9,20 @@ from typing import Any
 import torch
 
 from lkv.errors import UserError
-from lkv.lookahead import LookaheadKV
+from lkv.lookahead import CARD, LookaheadKV
 from lkv.records import atomic_write, require
 
 FACTS = (
     "trained_on", "steps", "schedule", "lora", "loss", "held_out_kl_before", "held_out_kl_after",
     "held_out_recall", "device", "commit", "model_fingerprint", "data_sha256",
 )  # fmt: skip
-SAVED = ("format", "base_model", "tokens", "rank", "alpha", "parameters", "sha256")  # by save_pretrained
 LINEARS = {"all": "all linears", "qk": "the linears of q and k"}
 
 JUDGED = """\
 KL {} before training, {} after. In each layer and KV head {:.1%} of the entries that an
   answer looks at most (128; of a short prompt a quarter) are among as many that the modules rank highest"""
 
-CARD = """\
+MODEL_CARD = """\
 ---
 base_model: {model}
 library_name: peft
@@ -61,8 +60,8 @@ def share(folder: Path, out: Path, licence: str) -> None:
     if folder.resolve() == out.resolve():
         raise UserError(f"{out} is where the modules are; give another folder as --out")
     adapter = LookaheadKV.from_pretrained(folder)
-    facts = require(adapter.card, FACTS, folder / "lookahead.json", "lkv train")
-    adapter.to(torch.bfloat16).save_pretrained(out, **{k: v for k, v in facts.items() if k not in SAVED})
+    facts = require(adapter.card, FACTS, folder / CARD, "lkv train")
+    adapter.to(torch.bfloat16).save_pretrained(out, **facts)
     with atomic_write(out / "README.md") as stream:
         stream.write(_model_card(adapter.card, out, licence))
 
@@ -74,4 +73,4 @@ def _model_card(card: Mapping[str, Any], folder: Path, licence: str) -> str:
     if (recall := card["held_out_recall"]) is not None:
         judged = JUDGED.format(card["held_out_kl_before"], card["held_out_kl_after"], recall)
     given = {**card, **card["schedule"], "lora_words": lora, "judged": judged}
-    return CARD.format(**given, model=card["base_model"]["name"], licence=licence, folder=folder)
+    return MODEL_CARD.format(**given, model=card["base_model"]["name"], licence=licence, folder=folder)

@@ -410,10 +410,11 @@ def judge_flags(config: Mapping[str, Any]) -> list[str]:
 
 def train_flags(config: Mapping[str, Any], model: str, arm: str, root: Path = Path()) -> list[str]:
     """Command-line words for an arm's training. The learning rate is the arm's, or else the model's own."""
-    own = arms(config)[arm]
+    known = arms(config)
+    own = known[arm]
     own["learning_rate"] = own["learning_rate"] or model_spec(model, root)["learning_rate"]
     what = ["arm", "tokens", "lora", "loss"]
-    if own["response_tokens"] < arms(config)[same_data(config, arm)]["response_tokens"]:
+    if own["response_tokens"] < known[same_data(config, arm)]["response_tokens"]:
         what.append("response_tokens")
     return flags(own, *what, "steps", "batch", "learning_rate", "warmup_steps", "held_out")
 
