@@ -449,9 +449,10 @@ def parser() -> argparse.ArgumentParser:
         "plot",
         "lkv plot latency --results results/demo --out reports/latency",
     )
-    plots = ["latency", "pareto", "training", "accuracy", "ablation", "recall", "kept"]
+    plots = ["latency", "pareto", "training", "averages", "accuracy", "ablation", "recall", "kept"]
     p.add_argument("kind", choices=plots)
     p.add_argument("--results", type=Path, required=True)
+    p.add_argument("--model", metavar="NAME", help="of this model of the study alone")
     p.add_argument("--out", type=Path, required=True, help="path without suffix")
 
     p = verb(

@@ -166,7 +166,8 @@ def measure(
     else:
         prefilled, scores = prefill_scored(model, ids, first, watch)
         for (method, budget), clock in zip(cells, clocks, strict=True):
-            rows += evicted(prefilled, scores, method, budget, clock)
+            # A copy each: the model's own answer, once drafted, would cost the next budget nothing.
+            rows += evicted(replace(prefilled), scores, method, budget, clock)
         del scores
     shared = watch.totals()
     peak = torch.cuda.max_memory_allocated() - held_bytes(model) if cuda else math.nan

@@ -63,6 +63,7 @@ PLOTS = {
     "latency": ("latency",),
     "pareto": ("accuracy", "latency"),
     "training": ("training", "provenance"),
+    "averages": ("accuracy", "provenance"),
     "accuracy": ("accuracy", "provenance"),
     "ablation": ("ablation", "arms"),
     "recall": ("recall",),
@@ -81,6 +82,7 @@ class Title(NamedTuple):
 
 TITLES = {
     "table1": Title("All scores, to sort and filter", "Scores"),
+    "averages": Title("Score over budget, on average", "Scores"),
     "accuracy": Title("Score over budget, task by task", "Scores"),
     "pareto": Title("Score against overhead", "Scores"),
     "latency": Title("Overhead and its phases", "Time and memory"),

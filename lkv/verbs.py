@@ -414,7 +414,7 @@ def plot(args: Arguments) -> None:
     """a figure as PDF, SVG and PNG"""
     from lkv.report.plots import plot
 
-    plot(args.kind, args.results, args.out)
+    plot(args.kind, args.results, args.out, args.model)
 
 
 def claims(args: Arguments) -> None:

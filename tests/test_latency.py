@@ -13,9 +13,11 @@ import yaml
 from conftest import observed
 
 from lkv import latency as timing
+from lkv import prefill as prefilling
 from lkv import registry
 from lkv.cache import entry_bytes
 from lkv.cli import main
+from lkv.decode import decode
 from lkv.errors import UserError
 from lkv.interface import Method
 from lkv.latency import ADDED, Stopwatch, alike, latency, measure
@@ -87,6 +89,13 @@ def test_total_and_overhead_are_sums_of_the_phases_of_each_repeat(
         assert total["median_ms"] == pytest.approx(ms["prefill"] + added)
         assert total["overhead_pct"] == pytest.approx(100 * added / plain[length])
         assert total["tokens_per_s"] == pytest.approx(1e3 / ms["decode_token"])
+
+
+def test_every_budget_pays_for_its_own_draft(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafted = []
+    monkeypatch.setattr(prefilling, "decode", lambda *given: drafted.append(given) or decode(*given))
+    measure(loaded, torch.arange(96)[None], [registry.get("speckv", draft="self")], [48, 64])
+    assert len(drafted) == 2, "a model that drafts for itself knows its answer from the budget before"
 
 
 def test_cache_bytes_are_the_kept_entries(loaded: Loaded, frame: pd.DataFrame) -> None:

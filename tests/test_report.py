@@ -17,15 +17,18 @@ from matplotlib.colors import to_hex
 from lkv import records
 from lkv.errors import UserError
 from lkv.registry import FULL, METHODS
+from lkv.report.accuracy import averages
 from lkv.report.figure import RC
 from lkv.report.kept import kept
 from lkv.report.latency import latency
 from lkv.report.pareto import pareto
 from lkv.report.plots import KINDS, plot
 from lkv.report.recall import recall
+from lkv.report.source import read_accuracy
 from lkv.report.style import STYLES, style
 from lkv.report.table import latex_text, markdown_text, typst_string, write_table
-from lkv.summarise import write_ablation, write_summary
+from lkv.report.training import training
+from lkv.summarise import AVERAGE, write_ablation, write_summary
 
 ROOT = Path(__file__).parent.parent
 ODD = r'we_ird & 100% {x} #1 $y \z *b* |p| "q" <t> [1] ~^ `c` @ref //u'
@@ -420,7 +423,7 @@ def test_a_study_of_the_full_cache_alone_has_no_overhead_to_plot(study, tmp_path
 def test_pareto_says_where_the_overhead_was_measured(study):
     # Scores are at 1,024 tokens, timings at 512 and 4,096.
     [axis] = pareto(study).axes
-    assert "measured at 512 tokens, C = 128" in axis.get_xlabel()
+    assert "measured at 512 tokens,\nC = 128" in axis.get_xlabel()
     assert "logarithmic above" in axis.get_xlabel()  # 0.1 % to 141 %
     heights = {float(height) for line in axis.lines for height in np.atleast_1d(line.get_ydata())}
     assert {62.5, 37.5, 75.0} <= heights  # LookaheadKV, LAQ at 64, the full cache
@@ -441,6 +444,38 @@ def test_a_missing_file_is_named(kind, missing, study, tmp_path):
 def test_an_unknown_plot_is_refused_with_the_known_ones(study, tmp_path):
     with pytest.raises(UserError, match=r"unknown plot 'latencies' \(did you mean 'latency'\?\).*accuracy"):
         plot("latencies", study, tmp_path / "p")
+
+
+def test_averages_are_the_average_rows_alone(study):
+    [axis] = averages(study).axes
+    rows = read_accuracy(study)
+    rows = rows[(rows["task"] == AVERAGE) & (rows["method"] == "lookaheadkv")]
+    [line] = [line for line in axis.lines if line.get_color() == style("lookaheadkv").colour]
+    assert list(line.get_xdata()) == list(rows["budget"]) and list(line.get_ydata()) == list(rows["mean"])
+
+
+def test_a_plot_of_one_model_leaves_the_others_out(tmp_path):
+    for name in ("one", "other"):
+        make_study(tmp_path / name, model=name)
+    both = tmp_path / "both"
+    both.mkdir()
+    frames = [
+        records.read_csv(tmp_path / n / "latency.csv", records.LATENCY_COLUMNS) for n in ("one", "other")
+    ]
+    records.write_csv(both / "latency.csv", pd.concat(frames), records.LATENCY_COLUMNS)
+    plot("latency", both, tmp_path / "b", model="other")
+    plot("latency", tmp_path / "other", tmp_path / "o")
+    assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "o.svg").read_bytes()
+    with pytest.raises(UserError, match=r"unknown model 'others' \(did you mean 'other'\?\)"):
+        plot("latency", both, tmp_path / "c", model="others")
+
+
+def test_training_arms_look_different(tmp_path, study):
+    frame = records.read_csv(study / "training.csv", records.TRAINING_COLUMNS)
+    arms = [frame.assign(arm=f"arm{at}") for at in range(14)]
+    records.write_csv(tmp_path / "training.csv", pd.concat(arms), records.TRAINING_COLUMNS)
+    [legend] = training(tmp_path).legends
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in legend.get_lines()}) >= len(arms)
 
 
 # ---- what all reports share --------------------------------------------------------------------------------

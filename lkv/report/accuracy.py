@@ -1,8 +1,9 @@
-"""Score over budget for the average and for each task: small multiples with interval bands."""
+"""Score over budget: the average and each task as small multiples with interval bands, or averages alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +44,39 @@ def accuracy(results_dir: Path) -> Figure:
             if at + columns >= len(panels):
                 axis.tick_params(labelbottom=True)
         part.supxlabel("budget C", fontsize=9)
+    return _finish(figure, blocks, results_dir)
+
+
+def averages(results_dir: Path) -> Figure:
+    """A panel for each model, benchmark, length and haystack; those of a benchmark on one scale of scores."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    blocks = read_blocks(results_dir)
+    columns = min(3, len(blocks))
+    lines = math.ceil(len(blocks) / columns)
+    figure = Figure(figsize=(max(3.6, WIDTH * columns / 3), 1.2 + 2.1 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for at, axis in enumerate(grid.flat):
+        if at >= len(blocks):
+            axis.remove()
+            continue
+        block = blocks[at]
+        _draw(axis, block, AVERAGE, block.haystack)
+        axis.set_title(block.heading, loc="left", fontsize=8.5)
+        alike = [other.average["ci_high"].max() for other in blocks if other.benchmark == block.benchmark]
+        axis.set_ylim(-0.03 * max(alike), 1.06 * max(alike))
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        axis.set_xlabel("budget C")
+        if at % columns == 0:
+            axis.set_ylabel("score (0–100)")
+    return _finish(figure, blocks, results_dir)
+
+
+def _finish(figure: Figure, blocks: Sequence[Block], results_dir: Path) -> Figure:
     methods = dict.fromkeys(method for block in blocks for method in block.average["method"])
     protocols = " and ".join(dict.fromkeys(block.protocol or "unnamed" for block in blocks))
-    each = sorted(
-        {int(n) for block in blocks for n in block.rows.loc[block.rows["task"] != AVERAGE, "n_planned"]}
-    )
+    each = sorted({int(n) for block in blocks for n in block.rows.loc[block.rows["task"] != AVERAGE, "n"]})
     samples = f"{each[0]:,} to {each[-1]:,}" if len(each) > 1 else f"{each[0]:,}"
     caption = (
         "Look for the budget from which a method stays at the full cache's line. "
@@ -76,7 +105,8 @@ def _draw(axis: Axes, block: Block, task: str, haystack: str) -> None:
     axis.set_yticks(range(0, 101, 25))
     axis.grid()
     if task == AVERAGE:
-        samples = f"{rows['n_planned'].max():,}"
+        measured, planned = rows["n"].max(), rows["n_planned"].max()
+        samples = f"{measured:,}" + (f" of {planned:,}" if measured < planned else "")
         axis.set_title(f"average of {len(block.tasks)}, n = {samples}", loc="left", fontweight="bold")
     else:
         axis.set_title(task, loc="left")

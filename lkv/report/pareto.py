@@ -139,12 +139,13 @@ def _draw(axis: Axes, block: Block, points: Sequence[Point]) -> None:
     same = all(point.timed_budget == point.budget for point in points)
     at_budget = "each C" if same else "C = " + listing(sorted({point.timed_budget for point in points}))
     scale = "\nlinear up to 1 %, logarithmic above" if wide else ""
-    axis.set_xlabel(f"overhead over plain prefill (%)\nmeasured at {lengths}, {at_budget}{scale}")
+    label = f"overhead over plain prefill (%)\nmeasured at {lengths},\n{at_budget}{scale}"
+    axis.set_xlabel(label, fontsize=8)
     axis.set_ylabel("score (0–100)")
     axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.grid()
-    axis.set_title(block.title.replace(": ", "\n", 1), loc="left")
+    axis.set_title(block.heading, loc="left", fontsize=8.5)
 
 
 def _along(axis: Axes, overheads: Sequence[float]) -> np.ndarray:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import copy
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lkv.errors import one_of
 from lkv.records import atomic_write
 from lkv.report.ablation import ablation
-from lkv.report.accuracy import accuracy
+from lkv.report.accuracy import accuracy, averages
 from lkv.report.figure import FORMATS, RC, to_bytes
 from lkv.report.kept import kept
 from lkv.report.latency import latency
@@ -24,6 +27,7 @@ KINDS: dict[str, Callable[[Path], Figure]] = {
     "latency": latency,
     "pareto": pareto,
     "training": training,
+    "averages": averages,
     "accuracy": accuracy,
     "ablation": ablation,
     "recall": recall,
@@ -31,15 +35,38 @@ KINDS: dict[str, Callable[[Path], Figure]] = {
 }
 
 
-def plot(kind: str, results_dir: str | Path, out_stem: str | Path) -> None:
-    """Writes out_stem.pdf, .svg and .png of one kind; the same bytes for the same files."""
+def plot(kind: str, results_dir: str | Path, out_stem: str | Path, model: str | None = None) -> None:
+    """Writes out_stem.pdf, .svg and .png of one kind; the same bytes for the same files. With `model`, of
+    that one alone."""
     if kind not in KINDS:
         raise one_of("plot", kind, KINDS)
     from matplotlib import rc_context
 
-    with rc_context(RC):
-        figure = KINDS[kind](Path(results_dir))
+    with rc_context(RC), of_model(Path(results_dir), model) as folder:
+        figure = KINDS[kind](folder)
         rendered = {suffix: to_bytes(figure, suffix) for suffix in FORMATS}
     for suffix, content in rendered.items():
         with atomic_write(f"{out_stem}.{suffix}", "wb") as stream:
             stream.write(content)
+
+
+@contextmanager
+def of_model(results_dir: Path, model: str | None) -> Iterator[Path]:
+    """The study's folder, or one with the rows of a single model."""
+    if model is None:
+        yield results_dir
+        return
+    import pandas as pd
+
+    with TemporaryDirectory() as folder:
+        known: set[str] = set()
+        for path in [*results_dir.glob("*.csv"), *results_dir.glob("provenance.json")]:
+            if path.suffix == ".json":
+                copy(path, folder)
+                continue
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+            known |= set(frame["model"])
+            frame[frame["model"] == model].to_csv(Path(folder, path.name), index=False)
+        if model not in known:
+            raise one_of("model", model, sorted(known))
+        yield Path(folder)

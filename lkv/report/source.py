@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,19 @@ class Block:
 
     @property
     def title(self) -> str:
+        return f"{self.model}: {self.setting}"
+
+    @property
+    def setting(self) -> str:
+        """The title without its model."""
         source = "" if self.haystack in ("", BUILT_IN) else f", haystack {self.haystack}"
         where = f"{benchmark_label(self.benchmark)}, {length_label(self.length)}{source}"
-        return f"{self.model}: {where}; {self.protocol or 'unnamed protocol'}"
+        return f"{where}; {self.protocol or 'unnamed protocol'}"
+
+    @property
+    def heading(self) -> str:
+        """The title in lines that fit above a panel of a third of the page."""
+        return "\n".join([self.model, *textwrap.wrap(self.setting, 37)])
 
 
 def read_accuracy(results_dir: str | Path) -> pd.DataFrame:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.records import TRAINING_COLUMNS
-from lkv.report.figure import WIDTH, finish, read_figures
+from lkv.report.figure import WIDTH, finish, listing, read_figures
 from lkv.report.source import read_provenance
 
 if TYPE_CHECKING:
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW = 3  # arms, up to which the held-out points have numbers beside them
 SMOOTH = 20  # the strong line is the mean over this part of the run: one twentieth
-ARM_LOOKS: tuple[tuple[str, Any], ...] = (
-    ("#D55E00", "-"), ("#0072B2", (0, (5, 1.5))), ("#009E73", (0, (1, 1))), ("#CC79A7", (0, (4, 1, 1, 1))),
-    ("#E69F00", (0, (8, 2))), ("#56B4E9", (0, (2, 1))), ("#000000", (0, (6, 1, 1, 1, 1, 1))),
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES: tuple[Any, ...] = (
+    "-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)),
 )  # fmt: skip
 
 
@@ -25,25 +27,32 @@ def training(results_dir: Path) -> Figure:
     """A panel a model, a line an arm: KL of each step, faint, and its running mean, strong."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator
 
     frame = read_figures(results_dir / "training.csv", TRAINING_COLUMNS, ("model", "arm"))
     adapters = read_provenance(results_dir).get("adapters") or {}
     models, arms = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["arm"]))
-    looks = {arm: ARM_LOOKS[at % len(ARM_LOOKS)] for at, arm in enumerate(arms)}
-    figure = Figure(figsize=(max(5.0, min(WIDTH, 3.6 * len(models))), 3.3), layout="constrained")
+    many = len(COLOURS)  # arms; the next as many have the same colours with other lines
+    looks = {arm: (COLOURS[at % many], LINES[(at + at // many) % many]) for at, arm in enumerate(arms)}
+    width, height = max(5.0, min(WIDTH, 3.6 * len(models))), 3.3 + 0.12 * len(arms)
+    figure = Figure(figsize=(WIDTH if len(arms) > FEW else width, height), layout="constrained")
     grid = figure.subplots(1, len(models), squeeze=False, sharey=True)
-    held_out, amounts = False, []
+    held_out, amounts = False, defaultdict[str, list[str]](list)
     for axis, model in zip(grid[0], models, strict=True):
         for arm in arms:
             rows = frame[(frame["model"] == model) & (frame["arm"] == arm)]
             if len(rows):
-                held_out |= _draw(axis, rows, adapters.get(f"{model}/{arm}") or {}, *looks[arm])
+                facts = adapters.get(f"{model}/{arm}") or {}
+                held_out |= _draw(axis, rows, facts, *looks[arm], numbers=len(arms) <= FEW)
                 samples, steps = int(rows["samples"].max()), int(rows["step"].max())
                 name = f"{model}, {arm}" if len(models) > 1 else arm
-                amounts.append(f"{name}: {samples:,} samples in {steps:,} steps")
+                amounts[f"{samples:,} samples in {steps:,} steps"].append(name)
         axis.set_title(model, loc="left")
         axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
         axis.set_xlabel("optimiser step")
         axis.grid()
     grid[0][0].set_ylabel("KL(target ‖ prediction), nats")
@@ -54,12 +63,14 @@ def training(results_dir: Path) -> Figure:
         )
     caption = (
         "KL: mean over layers and query heads. Faint: each step; strong: running mean over one "
-        f"{SMOOTH}th of the run. {'; '.join(amounts)}."
+        f"{SMOOTH}th of the run. {'; '.join(f'{listing(names)}: {of}' for of, names in amounts.items())}."
     )
     return finish(figure, handles, caption)
 
 
-def _draw(axis: Axes, rows: pd.DataFrame, facts: dict[str, Any], colour: str, line: Any) -> bool:
+def _draw(
+    axis: Axes, rows: pd.DataFrame, facts: dict[str, Any], colour: str, line: Any, numbers: bool
+) -> bool:
     """One arm; says whether it has held-out points."""
     smooth = rows["kl"].rolling(max(1, len(rows) // SMOOTH), min_periods=1).mean()
     axis.plot(rows["step"], rows["kl"], color=colour, alpha=0.3, linewidth=0.6)
@@ -70,6 +81,8 @@ def _draw(axis: Axes, rows: pd.DataFrame, facts: dict[str, Any], colour: str, li
     last = int(rows["step"].max())
     for step, kl, side, up in ((0, before, 8, -11), (last, after, -6, 7)):
         axis.plot(step, kl, "o", color=colour, markerfacecolor="white", markersize=6, zorder=4, clip_on=False)
+        if not numbers:
+            continue
         place: Any = {"xytext": (side, up), "textcoords": "offset points"}
         axis.annotate(f"{kl:#.3g}", (step, kl), **place, ha="left" if side > 0 else "right", fontsize=8)
     return True
