@@ -121,7 +121,10 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--adapter", type=Path, help="folder made by lkv train, for lookaheadkv")
         made.add_argument("--draft", help="SpecKV's draft model: a folder made by lkv model, or self")
         made.add_argument(
-            "--pool", choices=RECIPE_CHOICES["pool"], default="max", help="LookaheadKV's pooling"
+            "--group", choices=RECIPE_CHOICES["group"], default="mean", help="LookaheadKV's, over query heads"
+        )
+        made.add_argument(
+            "--pool", choices=RECIPE_CHOICES["pool"], default="max", help="LookaheadKV's, along the prompt"
         )
         made.add_argument("--kernel", type=_positive, default=7, help="entries pooled")
         made.add_argument("--order", choices=RECIPE_CHOICES["order"], default="group_pool")
@@ -268,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=FOLDER[,KEY=VALUE...]",
-        help="adapters side by side, each with its pool, kernel, order, beside; the first is lookaheadkv",
+        help="adapters side by side, each with its group, pool, kernel, order, beside; the first is lookaheadkv",
     )
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--samples", type=_positive, help="the first so many; default: all")

@@ -106,8 +106,9 @@ SOURCES = {"essays": "haystack", "squad": "squad", "hotpotqa": "hotpotqa"}
 
 # What an arm may change: how it is trained, on what data, and how its importance becomes a choice.
 DATA_KEYS = ("samples", "lengths", "response_tokens", "answers", "mixture", "sources", "max_tokens")
-RECIPE_KEYS = ("pool", "kernel", "order", "beside")
+RECIPE_KEYS = ("group", "pool", "kernel", "order", "beside")
 RECIPE_CHOICES = {
+    "group": ("mean", "max"),
     "pool": ("max", "avg", "none"),
     "order": ("group_pool", "pool_group"),
 }  # the others: numbers

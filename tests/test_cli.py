@@ -277,7 +277,7 @@ def test_arms_are_evaluated_side_by_side_and_told_apart(
     assert list(table["arm"].fillna("")) == ["", "main", "bare", "both"] * 2  # the task, the average
     assert set(table["method"]) == {"full", "lookaheadkv"}
     line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},window=8"]))
-    assert "unknown setting of the arm 'main': 'window'; known: pool, kernel, order, beside" in line
+    assert "unknown setting of the arm 'main': 'window'; known: group, pool, kernel, order, beside" in line
     line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},pool=avgg"]))
     assert "unknown pool of the arm 'main': 'avgg' (did you mean 'avg'?); known: max, avg, none" in line
     line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},kernel=x"]))

@@ -589,7 +589,7 @@ def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
     assert study.trained_arms(config) == ["main", "short", "longer"]
     assert study.trained_data(config) == ["main", "longer"]
     assert study.arm_words(config, "tiny-llama")[-1] == (
-        "avg=results/tiny/adapters/tiny-llama/main,pool=avg,kernel=7,order=group_pool,beside=0"
+        "avg=results/tiny/adapters/tiny-llama/main,group=mean,pool=avg,kernel=7,order=group_pool,beside=0"
     )
     flags = {arm: " ".join(study.train_flags(config, "tiny-llama", arm, ROOT)) for arm in study.arms(config)}
     assert "--tokens 8" in flags["longer"] and "--response-tokens 4" in flags["short"]
