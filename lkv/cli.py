@@ -271,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=FOLDER[,KEY=VALUE...]",
-        help="adapters side by side, each with its group, pool, kernel, order, beside; the first is lookaheadkv",
+        help="adapters, each with its group, pool, kernel, order, beside; the first is lookaheadkv",
     )
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--samples", type=_positive, help="the first so many; default: all")
