@@ -17,7 +17,8 @@ from lkv import cli, registry
 from lkv.generate import generate
 from lkv.lookahead import LookaheadKV
 from lkv.models import obtain
-from lkv.records import LATENCY_COLUMNS, read_csv
+from lkv.records import ACCURACY_COLUMNS, LATENCY_COLUMNS, read_csv
+from lkv.report.style import STYLES
 
 FOLDER = "models/smollm2-135m-instruct"
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,23 @@ def test_the_documented_latencies_are_those_of_the_committed_study(text):
                 assert float(share[1]) == pytest.approx(row["overhead_pct"], rel=0.03)
             shown += 1
     assert shown >= 10
+
+
+def test_the_documented_scores_are_those_of_the_committed_study():
+    frame = read_csv(ROOT / "results/smollm2-h100/accuracy.csv", ACCURACY_COLUMNS)
+    rows = frame[(frame["task"] == "average") & (frame["benchmark"] == "ruler") & (frame["length"] == 4096)]
+    cells = rows.set_index(["method", "budget"])
+    [head, table] = re.findall(r"^\| \| (C = 64 .*)\n\|.*\n((?:\|.*\n)+)", README, re.M)[0]
+    budgets = [int(number) for number in re.findall(r"C = (\d+)", head)]
+    shown = []
+    for line in table.splitlines():
+        name, *figures = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        [method] = [key for key, look in STYLES.items() if look.label == name.split(",")[0]]
+        for budget, figure in zip(budgets, figures, strict=True):
+            row = cells.loc[method, 0 if method == "full" else budget]
+            assert figure.replace("*", "") == f"{row['mean']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+        shown.append(method)
+    assert len(shown) == len(set(shown)) >= 9
 
 
 def test_files_that_the_readme_names_exist():

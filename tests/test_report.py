@@ -275,6 +275,7 @@ def test_one_sample_a_task_gives_a_table_without_intervals(study, tmp_path):
     write_table(tmp_path, tmp_path / "t")
     assert markdown_cells(read(tmp_path / "t", "md"))["LookaheadKV"][:2] == ["**100.0**", "50.0"]
     plot("accuracy", tmp_path, tmp_path / "a")
+    plot("averages", tmp_path, tmp_path / "b")
 
 
 # ---- plots -------------------------------------------------------------------------------------------------
@@ -466,7 +467,9 @@ def test_a_plot_of_one_model_leaves_the_others_out(tmp_path):
     plot("latency", both, tmp_path / "b", model="other")
     plot("latency", tmp_path / "other", tmp_path / "o")
     assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "o.svg").read_bytes()
-    with pytest.raises(UserError, match=r"unknown model 'others' \(did you mean 'other'\?\)"):
+    with pytest.raises(
+        UserError, match=r"unknown model in .*latency.csv: 'others' \(did you mean 'other'\?\)"
+    ):
         plot("latency", both, tmp_path / "c", model="others")
 
 

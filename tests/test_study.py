@@ -43,6 +43,18 @@ def test_published_means_are_those_of_the_published_samples(study: Path, samples
         assert float(row["mean"]) == pytest.approx(mean, rel=1e-5)
 
 
+def test_published_averages_of_differences_are_means_over_tasks(study: Path) -> None:
+    paired = read_csv(study / "paired.csv", PAIRED_COLUMNS)
+    keys = ["benchmark", "length", "protocol", "budget", "metric", "method"]
+    tasks, averages = (
+        rows.set_index(keys)["diff"]
+        for rows in (paired[paired["task"] != AVERAGE], paired[paired["task"] == AVERAGE])
+    )
+    assert len(averages) > 10
+    for cell, diff in averages.items():
+        assert diff == pytest.approx(tasks.loc[[cell]].mean(), rel=1e-4, abs=1e-4)
+
+
 def test_published_differences_are_paired_by_sample(study: Path, samples: pd.DataFrame) -> None:
     paired = read_csv(study / "paired.csv", PAIRED_COLUMNS)
     paired = paired[
@@ -63,7 +75,7 @@ def test_every_method_answered_the_same_samples(samples: pd.DataFrame) -> None:
     assert (of_method.groupby([*CELL[:-2], "budget"]).nunique() == 1).all()
 
 
-def test_the_published_modules_are_those_that_were_evaluated() -> None:
+def test_the_published_modules_carry_the_facts_of_those_that_were_evaluated() -> None:
     """By the facts of their cards: the weights were rounded to bfloat16, in which the study ran."""
     facts = read_json(ROOT / "results/smollm2-h100/provenance.json")["adapters"]["smollm2-135m-instruct/main"]
     card = LookaheadKV.from_pretrained(ROOT / "adapters/smollm2-135m-instruct").card

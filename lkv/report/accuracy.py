@@ -63,9 +63,10 @@ def averages(results_dir: Path) -> Figure:
             continue
         block = blocks[at]
         _draw(axis, block, AVERAGE, block.haystack)
-        axis.set_title(block.heading, loc="left", fontsize=8.5)
-        alike = [other.average["ci_high"].max() for other in blocks if other.benchmark == block.benchmark]
-        axis.set_ylim(-0.03 * max(alike), 1.06 * max(alike))
+        axis.set_title(f"{block.heading}\n{_size(block)}", loc="left", fontsize=8.5)
+        alike = [other.average for other in blocks if other.benchmark == block.benchmark]
+        top = max(1.0, *(rows[["mean", "ci_high"]].max().max() for rows in alike))
+        axis.set_ylim(-0.03 * top, 1.06 * top)
         axis.yaxis.set_major_locator(MaxNLocator(5))
         axis.set_xlabel("budget C")
         if at % columns == 0:
@@ -84,6 +85,13 @@ def _finish(figure: Figure, blocks: Sequence[Block], results_dir: Path) -> Figur
         f"Protocol {protocols}; {setting(read_provenance(results_dir))}."
     )
     return finish(figure, [method_handle(method) for method in methods], caption)
+
+
+def _size(block: Block) -> str:
+    """What the average is made of."""
+    measured, planned = block.average["n"].max(), block.average["n_planned"].max()
+    samples = f"{measured:,}" + (f" of {planned:,}" if measured < planned else "")
+    return f"average of {len(block.tasks)}, n = {samples}"
 
 
 def _draw(axis: Axes, block: Block, task: str, haystack: str) -> None:
@@ -105,8 +113,6 @@ def _draw(axis: Axes, block: Block, task: str, haystack: str) -> None:
     axis.set_yticks(range(0, 101, 25))
     axis.grid()
     if task == AVERAGE:
-        measured, planned = rows["n"].max(), rows["n_planned"].max()
-        samples = f"{measured:,}" + (f" of {planned:,}" if measured < planned else "")
-        axis.set_title(f"average of {len(block.tasks)}, n = {samples}", loc="left", fontweight="bold")
+        axis.set_title(_size(block), loc="left", fontweight="bold")
     else:
         axis.set_title(task, loc="left")

@@ -126,7 +126,8 @@ def along(axis: Axes, frame: pd.DataFrame) -> None:
     """Lengths as the x axis, each a tick."""
     lengths = sorted(set(frame["length"]))
     axis.set_xscale("log", base=2)
-    axis.set_xticks(lengths, [f"{length / 1024:{'.3g' if length < 2048 else '.0f'}}K" for length in lengths])
+    names = [f"{length / 1024:.3g}" if length < 4096 else f"{length / 1024:.0f}" for length in lengths]
+    axis.set_xticks(lengths, [f"{name}K" for name in names])
     axis.minorticks_off()
     axis.set_xlabel("prompt tokens")
     axis.grid()

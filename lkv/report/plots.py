@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lkv.errors import one_of
-from lkv.records import atomic_write
+from lkv.records import atomic_write, read_csv
 from lkv.report.ablation import ablation
 from lkv.report.accuracy import accuracy, averages
 from lkv.report.figure import FORMATS, RC, to_bytes
@@ -19,6 +19,7 @@ from lkv.report.latency import latency
 from lkv.report.pareto import pareto
 from lkv.report.recall import recall
 from lkv.report.training import training
+from lkv.study import PATHS, PLOTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +43,7 @@ def plot(kind: str, results_dir: str | Path, out_stem: str | Path, model: str | 
         raise one_of("plot", kind, KINDS)
     from matplotlib import rc_context
 
-    with rc_context(RC), of_model(Path(results_dir), model) as folder:
+    with rc_context(RC), of_model(Path(results_dir), kind, model) as folder:
         figure = KINDS[kind](folder)
         rendered = {suffix: to_bytes(figure, suffix) for suffix in FORMATS}
     for suffix, content in rendered.items():
@@ -51,22 +52,22 @@ def plot(kind: str, results_dir: str | Path, out_stem: str | Path, model: str | 
 
 
 @contextmanager
-def of_model(results_dir: Path, model: str | None) -> Iterator[Path]:
-    """The study's folder, or one with the rows of a single model."""
+def of_model(results_dir: Path, kind: str, model: str | None) -> Iterator[Path]:
+    """The study's folder, or one with what a plot reads of a single model."""
     if model is None:
         yield results_dir
         return
     import pandas as pd
 
     with TemporaryDirectory() as folder:
-        known: set[str] = set()
-        for path in [*results_dir.glob("*.csv"), *results_dir.glob("provenance.json")]:
-            if path.suffix == ".json":
+        for name in (Path(PATHS[key]).name for key in PLOTS[kind]):
+            path = results_dir / name
+            if path.suffix == ".json" and path.is_file():
                 copy(path, folder)
-                continue
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-            known |= set(frame["model"])
-            frame[frame["model"] == model].to_csv(Path(folder, path.name), index=False)
-        if model not in known:
-            raise one_of("model", model, sorted(known))
+            elif path.suffix == ".csv":
+                of = read_csv(path, ["model"])["model"] == model
+                if not of.any():
+                    raise one_of(f"model in {path}:", model, read_csv(path, ["model"])["model"].unique())
+                frame = pd.read_csv(path, dtype=str, keep_default_na=False)  # as it is written
+                frame[of].to_csv(Path(folder, name), index=False)
         yield Path(folder)
