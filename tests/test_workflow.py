@@ -97,7 +97,7 @@ def test_tiny_study_plans_exactly_its_jobs(tiny_plan: str) -> None:
         "gather_kept": 1,
         "provenance": 1,
         "table": 1,
-        "plot": 7,
+        "plot": 8,
     }
 
 
@@ -171,7 +171,7 @@ def test_with_given_modules_nothing_is_trained(tmp_path: Path, tiny: dict[str, A
     assert planned(run.stdout) == {
         **dict.fromkeys((*once, "provenance", "table"), 1),
         **dict.fromkeys(("data_ruler", "evaluate", "inspect"), 2),
-        "plot": 5,
+        "plot": 6,
     }  # fmt: skip
     for rule, flag in {"evaluate": "adapter", "inspect": "adapter", "latency": "adapter"}.items():
         assert f" --{flag} adapters/tiny --pool max" in block(run.stdout, rule)
@@ -205,7 +205,7 @@ def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line
     assert planned(run.stdout)["evaluate"] == 4
     evaluate = block(run.stdout, "evaluate")
     assert "--budgets 64 128 256 --adapter results/mine/adapters/" in evaluate
-    assert "/main --pool max --kernel 7 --order group_pool --beside 0 --study mine --seed 7 " in evaluate
+    assert "/main --group mean --pool max --kernel 7 --order group_pool --beside 0 --study mine --seed 7 " in evaluate
     made = block(run.stdout, "data_ruler")
     assert "--protocol official --seed 7 " in made
 
