@@ -174,7 +174,7 @@ def test_with_given_modules_nothing_is_trained(tmp_path: Path, tiny: dict[str, A
         "plot": 6,
     }  # fmt: skip
     for rule, flag in {"evaluate": "adapter", "inspect": "adapter", "latency": "adapter"}.items():
-        assert f" --{flag} adapters/tiny --pool max" in block(run.stdout, rule)
+        assert f" --{flag} adapters/tiny --group mean" in block(run.stdout, rule)
     assert " --adapters adapters/tiny --out " in block(run.stdout, "provenance")
     del tiny["train"]
     tiny["mtbench"] = {"questions": "q.jsonl"}
@@ -205,7 +205,10 @@ def test_plain_call_plans_the_demo_and_takes_single_values_from_the_command_line
     assert planned(run.stdout)["evaluate"] == 4
     evaluate = block(run.stdout, "evaluate")
     assert "--budgets 64 128 256 --adapter results/mine/adapters/" in evaluate
-    assert "/main --group mean --pool max --kernel 7 --order group_pool --beside 0 --study mine --seed 7 " in evaluate
+    assert (
+        "/main --group mean --pool max --kernel 7 --order group_pool --beside 0 --study mine --seed 7 "
+        in evaluate
+    )
     made = block(run.stdout, "data_ruler")
     assert "--protocol official --seed 7 " in made
 
