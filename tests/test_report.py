@@ -210,7 +210,7 @@ def test_latex_and_markdown_bold_the_same_cells(table):
 def test_the_note_names_what_the_figures_rest_on(table):
     note = read(table, "md").replace("\\", "")
     for fact in (
-        "mean of 2 tasks, haystack in brackets: niah_single_2 (pydoc), vt (noise); 8 samples a cell",
+        "mean of 2 tasks, haystack in brackets: niah_single_2 (pydoc), vt (noise); 7 to 8 of 8 samples",
         "RULER at 1,024 tokens",
         "RULER: demo (the evicted prompt holds the question); greedy decoding.",
         "95 % bootstrap interval",

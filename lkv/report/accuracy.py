@@ -89,9 +89,7 @@ def _finish(figure: Figure, blocks: Sequence[Block], results_dir: Path) -> Figur
 
 def _size(block: Block) -> str:
     """What the average is made of."""
-    measured, planned = block.average["n"].max(), block.average["n_planned"].max()
-    samples = f"{measured:,}" + (f" of {planned:,}" if measured < planned else "")
-    return f"average of {len(block.tasks)}, n = {samples}"
+    return f"average of {len(block.tasks)}, n = {block.samples}"
 
 
 def _draw(axis: Axes, block: Block, task: str, haystack: str) -> None:

@@ -79,14 +79,15 @@ def measured(evidence: Evidence) -> list[str]:
         *(f"- Read beside it, `{name}`: {made_on(facts)}." for name, facts in evidence.beside.items()),
         f"- Models: {', '.join(known.get('models') or {}) or 'none but shapes with random weights'}.",
     ]
-    lines += [
-        wrapped(
-            f"- Modules `{name}`: {facts.get('trained_on') or 'unknown prompts'}; "
-            f"{facts.get('steps') or '?'} steps.",
-            indent="  ",
+    alike: dict[str, list[str]] = {}
+    for name, facts in (known.get("adapters") or {}).items():
+        how = f"{facts.get('trained_on') or 'unknown prompts'}; {facts.get('steps') or '?'} steps"
+        alike.setdefault(how, []).append(f"`{name}`")
+    lines += [wrapped(f"- Modules {', '.join(names)}: {how}.", indent="  ") for how, names in alike.items()]
+    if known.get("note"):
+        lines.append(
+            f"- How it was run, and what is missing: `note` in `results/{evidence.study}/provenance.json`."
         )
-        for name, facts in (known.get("adapters") or {}).items()
-    ]
     if "latency" in evidence.tables:
         devices = ", ".join(dict.fromkeys(evidence.tables["latency"]["device"]))
         lines.append(f"- Latency from `{evidence.latency_study}`: {devices}.")

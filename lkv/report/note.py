@@ -65,11 +65,9 @@ def _tasks(blocks: Sequence[Block]) -> str:
     shared: dict[str, dict[str, list[str]]] = {}
     for block in blocks:
         names = [f"{task} ({haystack})" if haystack else task for task, haystack in block.tasks]
-        planned = sorted(set(block.average["n_planned"]))
-        samples = f"{planned[0]:,}" if len(planned) == 1 else f"{planned[0]:,} to {planned[-1]:,}"
         many = "mean of " + f"{len(names)} tasks" if len(names) > 1 else "one task"
         kinds = ", haystack in brackets" if any(haystack for _, haystack in block.tasks) else ""
-        text = f"{many}{kinds}: {', '.join(names)}; {samples} samples a cell"
+        text = f"{many}{kinds}: {', '.join(names)}; {block.samples} samples a cell"
         lengths = shared.setdefault(text, {}).setdefault(benchmark_label(block.benchmark), [])
         if length_label(block.length) not in lengths:
             lengths.append(length_label(block.length))

@@ -42,6 +42,14 @@ class Block:
         return sorted(set(zip(rows["task"], rows["haystack"], strict=True)))
 
     @property
+    def samples(self) -> str:
+        """How many a cell of the average has, and of how many planned where that is more."""
+        counts = {int(n) for n in self.average["n"]}
+        text = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+        planned = int(self.average["n_planned"].max())
+        return f"{text} of {planned:,}" if min(counts) < planned else text
+
+    @property
     def title(self) -> str:
         return f"{self.model}: {self.setting}"
 
