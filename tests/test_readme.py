@@ -101,6 +101,19 @@ def test_the_documented_scores_are_those_of_the_committed_study():
     assert len(shown) == len(set(shown)) >= 9
 
 
+def test_the_demos_scores_are_those_of_the_run_that_is_kept():
+    frame = read_csv(ROOT / "results/demo-cpu/accuracy.csv", ACCURACY_COLUMNS)
+    cells = frame[frame["task"] == "average"].set_index(["method", "budget"])
+    [table] = re.findall(r"^\| \| score, C = 64 .*\n\|.*\n((?:\|.*\n)+)", README, re.M)
+    for line in table.splitlines():
+        name, *figures = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        [method] = [key for key, look in STYLES.items() if look.label == name]
+        for budget, score, recall in zip((64, 128, 256), figures[:3], figures[3:6], strict=True):
+            row = cells.loc[method, 0 if method == "full" else budget]
+            assert score == f"{row['mean']:.0f} [{row['ci_low']:.0f}, {row['ci_high']:.0f}]"
+            assert recall == ("" if method == "full" else f"{row['recall_raw']:.2f}")
+
+
 def test_files_that_the_readme_names_exist():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     listed = re.findall(r"\b((?:lkv|baselines|workflow|config)/[\w/.]*)", README)
