@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,3 +231,17 @@ def test_stored_prompts_are_read_at_random_like_a_list(prompts: Stored, tmp_path
     prompts.path.write_text(prompts.path.read_text().replace("33", "34"))
     with pytest.raises(UserError, match="damaged or was edited"):
         Stored(prompts.path)
+
+
+@pytest.mark.parametrize(
+    ("longest", "at_once"),
+    [(1000, 25), (100, responses.AT_ONCE["cuda"]), (10**6, 1)],
+    ids=["a quarter of the memory", "no more than pays", "one at least"],
+)
+def test_a_gpu_answers_as_many_prompts_at_once_as_it_holds(
+    longest: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "memory", lambda device: 100_000_000)
+    monkeypatch.setattr(responses, "entry_bytes", lambda model: 1000)
+    loaded: Any = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")))
+    assert responses.answered_at_once(loaded, longest) == at_once
