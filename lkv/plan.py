@@ -1,7 +1,8 @@
 """What a study will cost, before it starts: jobs, prompts, tokens, GPU-hours, disk. An estimate.
 
-Prefill costs its floating-point operations (lkv/theory.py) at the rate measured on an H100. Decoding costs
-steps: one takes STEP_S or the time to read the weights once, whichever is longer, however many rows share it.
+Prefill costs its floating-point operations (lkv/theory.py) at the rate measured on an H100. A decode step is
+the launch of its kernels, the longer of reading the weights and multiplying by them, and the reading of its
+rows' caches: within a half of the measured steps of four models.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ from lkv.bench import longbench, longproc, ruler
 from lkv.theory import NUMBER, Shape, prefill_flop
 
 FLOPS = 6.2e14  # prefill of an 8B shape in bfloat16, 8K to 32K tokens: 210 and 1,206 ms on one H100
-STEP_S = 0.015  # a decode step of 512 rows, the same shape and machine
+TRAINING_FLOPS = 1.8e14  # SmolLM2, on the same machine (training.csv); larger models do better
 READ_BYTES_S = 2.7e12
+LAYER_S = 3e-5  # of a decode step's kernels, whatever they do
+PROMPT_S = (
+    0.1  # of an evaluated prompt beside prefill and decoding: texts, looks, selections; SmolLM2, 55 cells
+)
 ROWS = 512  # decoded at once
+ANSWERED = 128  # prompts whose training answers are
 TOKEN_BYTES = 4.5  # of text a token; ids in JSON take about 7
 RECORD_BYTES = 1200  # a journal's line and a sample's row
 
@@ -87,8 +93,10 @@ def lines(config: Mapping[str, Any], root: Path = Path()) -> list[str]:
         f"{_count(sum(stage.written for stage in stages))} written, "
         f"{sum(known):,.1f} GPU-hours" + (f" and {unknown} stages of unknown shape" if unknown else "") + ", "
         f"{_bytes(sum(stage.disk for stage in stages) + weights)} of disk, model weights included{judged}",
-        f"at {FLOPS / 1e12:.0f} TFLOP/s in prefill and {1000 * STEP_S:.0f} ms a decode step (measured on one "
-        "H100, 8B shape); latency runs are not counted. LongBench's lengths are its mean words "
+        f"at {FLOPS / 1e12:.0f} TFLOP/s in prefill, {TRAINING_FLOPS / 1e12:.0f} in training and "
+        f"{READ_BYTES_S / 1e12:.1f} TB/s in decoding (measured on one H100), answers at full length and "
+        f"{1000 * PROMPT_S:.0f} ms beside for each evaluated prompt; latency runs are not counted. "
+        "LongBench's lengths are its mean words "
         f"× {TOKENS_A_WORD}, at most max_prompt; training prompts count half of max_tokens.",
     ]
 
@@ -123,14 +131,16 @@ def _training(config: Mapping[str, Any], model: str, shape: Shape | None) -> Ite
         prompts, length = _prompts(train)
         answer = train["response_tokens"]
         read = prompts * length
-        answering = _add(_prefill(shape, length, prompts), _decode(shape, answer, prompts / 16))
+        batches, entries = prompts / ANSWERED, length + answer / 2
+        answering = _add(_prefill(shape, length, prompts), _decode(shape, answer, ANSWERED, entries, batches))
         disk = 7 * (read + prompts * answer)
         yield Stage(model, name, 1, prompts, read, prompts * answer, answering, disk)
     for arm in study.trained_arms(config):
         train, name = study.arms(config)[arm], "train" if arm == main else f"train, {arm}"
         seen, (_, length) = train["steps"] * train["batch"], _prompts(train)
         rows = train["response_tokens"] + 3 * train["tokens"]
-        learning = _add(_prefill(shape, length, seen), _prefill(shape, rows, seen))
+        slower = FLOPS / TRAINING_FLOPS
+        learning = _add(_prefill(shape, length, slower * seen), _prefill(shape, rows, slower * seen))
         yield Stage(model, name, 1, seen, seen * length, 0, learning, 30e6)
 
 
@@ -167,11 +177,15 @@ def _evaluation(
 ) -> Stage:
     cells = len(methods) * len(budgets)
     drafts = sum(method in ("laq", "laqpp", "speckv") for method in methods)
+    together = max(1, ROWS // max(1, cells))  # prompts whose answers are decoded as one batch
+    kept = sum(budgets) / max(1, len(budgets))
     seconds: float | None = 0.0
     for samples, length, new in tasks:
-        passes = 1 + cells / ROWS  # the full cache's answer, then all the others at once
+        batches = samples / together
         seconds = _add(seconds, _prefill(shape, length, samples))
-        seconds = _add(seconds, _decode(shape, new * passes + 32 * drafts, samples))
+        seconds = _add(seconds, _decode(shape, new + 32 * drafts, together, length, batches))
+        seconds = _add(seconds, _decode(shape, new, together * cells, kept + new / 2, batches))
+        seconds = _add(seconds, PROMPT_S * samples)
     samples = sum(task[0] for task in tasks)
     written = sum(task[0] * task[2] for task in tasks) * (1 + cells)
     disk = samples * (1 + cells) * RECORD_BYTES + sum(TOKEN_BYTES * t[0] * t[1] for t in tasks)
@@ -192,9 +206,15 @@ def _prefill(shape: Shape | None, tokens: float, prompts: float) -> float | None
     return prompts * prefill_flop(shape, tokens) / FLOPS
 
 
-def _decode(shape: Shape | None, steps: float, batches: float) -> float | None:
-    """Seconds."""
-    return None if shape is None else batches * steps * max(STEP_S, NUMBER * shape.parameters / READ_BYTES_S)
+def _decode(shape: Shape | None, steps: float, rows: int, entries: float, batches: float) -> float | None:
+    """Seconds of `batches` times `steps` steps."""
+    return None if shape is None else batches * steps * step_s(shape, rows, entries)
+
+
+def step_s(shape: Shape, rows: int, entries: float) -> float:
+    """Seconds of one decode step of `rows` rows with `entries` each."""
+    weights = max(NUMBER * shape.parameters / READ_BYTES_S, 2 * shape.parameters * rows / FLOPS)
+    return LAYER_S * shape.layers + weights + rows * entries * shape.entry_bytes / READ_BYTES_S
 
 
 def _add(a: float | None, b: float | None) -> float | None:

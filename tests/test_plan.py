@@ -11,6 +11,7 @@ import yaml
 from lkv import plan, study
 from lkv.bench import longbench
 from lkv.cli import main
+from lkv.records import LATENCY_COLUMNS, read_csv
 from lkv.theory import Shape
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,19 @@ def test_prefill_hours_are_arithmetic_over_the_stated_rate(paper: dict[str, Any]
     assert seconds == pytest.approx((2 * 6.98e9 * 32_768 + 2 * 32_768**2 * 32 * 4096) / 6.2e14, rel=1e-3)
     assert seconds == pytest.approx(1.206, rel=0.05)  # measured
     assert plan._prefill(shape, 8_192, 1) == pytest.approx(0.2104, rel=0.05)
+
+
+def test_decode_steps_are_those_that_were_measured() -> None:
+    frame = read_csv(ROOT / "results/latency-h100/latency.csv", LATENCY_COLUMNS)
+    frame = frame[frame["phase"].isin(["decode_token", "decode_batch"]) & frame["budget"].isin([0, 128])]
+    ratios = []
+    for row in frame.to_dict("records"):
+        shape = Shape(**study.model_spec(row["model"], ROOT)["shape"])
+        seconds = plan.step_s(shape, int(row["batch"]), row["budget"] or row["length"])
+        ratios.append(1e3 * seconds / row["median_ms"])
+    assert len(ratios) > 100
+    assert min(ratios) > 0.67
+    assert max(ratios) < 1.5
 
 
 def test_a_model_whose_shape_is_unknown_is_counted_without_hours() -> None:
