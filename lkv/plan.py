@@ -20,9 +20,7 @@ FLOPS = 6.2e14  # prefill of an 8B shape in bfloat16, 8K to 32K tokens: 210 and 
 TRAINING_FLOPS = 1.8e14  # SmolLM2, on the same machine (training.csv); larger models do better
 READ_BYTES_S = 2.7e12
 LAYER_S = 3e-5  # of a decode step's kernels, whatever they do
-PROMPT_S = (
-    0.1  # of an evaluated prompt beside prefill and decoding: texts, looks, selections; SmolLM2, 55 cells
-)
+PROMPT_S = 0.1  # of an evaluated prompt beside prefill and decoding; SmolLM2, 55 cells
 ROWS = 512  # decoded at once
 ANSWERED = 128  # prompts whose training answers are
 TOKEN_BYTES = 4.5  # of text a token; ids in JSON take about 7
