@@ -18,7 +18,7 @@ from lkv import verbs
 from lkv.errors import UserError, one_of
 from lkv.protocol import PROTOCOLS
 from lkv.registry import FULL, METHODS
-from lkv.study import RECIPE_CHOICES
+from lkv.study import PLOTS, RECIPE_CHOICES
 
 Arguments = argparse.Namespace
 WAYS = ("whole", "layerwise")  # lkv.latency's
@@ -452,8 +452,7 @@ def parser() -> argparse.ArgumentParser:
         "plot",
         "lkv plot latency --results results/demo --out reports/latency",
     )
-    plots = ["latency", "pareto", "training", "averages", "accuracy", "ablation", "recall", "kept"]
-    p.add_argument("kind", choices=plots)
+    p.add_argument("kind", choices=list(PLOTS))
     p.add_argument("--results", type=Path, required=True)
     p.add_argument("--model", metavar="NAME", help="of this model of the study alone")
     p.add_argument("--out", type=Path, required=True, help="path without suffix")

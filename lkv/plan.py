@@ -137,8 +137,8 @@ def _training(config: Mapping[str, Any], model: str, shape: Shape | None) -> Ite
         train, name = study.arms(config)[arm], "train" if arm == main else f"train, {arm}"
         seen, (_, length) = train["steps"] * train["batch"], _prompts(train)
         rows = train["response_tokens"] + 3 * train["tokens"]
-        slower = FLOPS / TRAINING_FLOPS
-        learning = _add(_prefill(shape, length, slower * seen), _prefill(shape, rows, slower * seen))
+        reading, looking = (_prefill(shape, tokens, seen, TRAINING_FLOPS) for tokens in (length, rows))
+        learning = _add(reading, looking)
         yield Stage(model, name, 1, seen, seen * length, 0, learning, 30e6)
 
 
@@ -197,11 +197,11 @@ def _shape(model: str, root: Path) -> Shape | None:
     return None if shape is None else Shape(**shape)
 
 
-def _prefill(shape: Shape | None, tokens: float, prompts: float) -> float | None:
+def _prefill(shape: Shape | None, tokens: float, prompts: float, rate: float = FLOPS) -> float | None:
     """Seconds."""
     if shape is None:
         return None
-    return prompts * prefill_flop(shape, tokens) / FLOPS
+    return prompts * prefill_flop(shape, tokens) / rate
 
 
 def _decode(shape: Shape | None, steps: float, rows: int, entries: float, batches: float) -> float | None:

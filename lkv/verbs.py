@@ -528,7 +528,7 @@ def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:
     if given["kernel"] % 2 == 0:
         raise UserError(f"a pooling kernel of {given['kernel']} has no middle; give an odd number")
     pool = None if given["pool"] == "none" else given["pool"]
-    recipe = replace(RECIPE, **{key: given[key] for key in ("group", "kernel", "order")}, pool=pool)
+    recipe = replace(RECIPE, group=given["group"], pool=pool, kernel=given["kernel"], order=given["order"])
     return recipe, PromptRows(given["beside"]) if given["beside"] else None
 
 

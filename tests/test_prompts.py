@@ -279,7 +279,10 @@ def test_no_long_paragraph_of_the_tested_haystack_is_in_a_training_prompt(
 def test_the_default_mixture_has_none_of_rulers_needles(
     mixed: list[dict[str, Any]], words: PreTrainedTokenizerBase
 ) -> None:
-    assert "hidden" in set(KINDS) - set(DEFAULT) - set(LOOK_UPS)
+    for near in ("block", "hidden"):
+        assert near in KINDS
+        assert near not in LOOK_UPS
+    assert "hidden" not in DEFAULT
     assert set(DEFAULT) <= set(KINDS)
     for prompt in mixed:
         text = words.decode(prompt["ids"]).lower()

@@ -31,6 +31,22 @@ def blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
+def tabled(text, head):
+    """The rows of the one table whose head begins so, cell by cell."""
+    [rows] = re.findall(rf"^\| {re.escape(head)}.*\n\|.*\n((?:\|.*\n)+)", text, re.M)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows.splitlines()]
+
+
+def method_of(name):
+    """The registry's name of what a table calls so."""
+    [method] = [key for key, look in STYLES.items() if look.label == name.strip("*").partition(",")[0]]
+    return method
+
+
+def interval(row, digits):
+    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(row["mean"], row["ci_low"], row["ci_high"], d=digits)
+
+
 def test_the_python_example_runs(tmp_path, monkeypatch):
     obtain({"name": "tiny", "source": {"kind": "random", "family": "llama"}}, tmp_path / FOLDER)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / FOLDER)
@@ -65,10 +81,8 @@ def test_the_documented_latencies_are_those_of_the_committed_study(text):
     shape = frame["model"] == "llama-3.1-8b-instruct"
     frame = frame[shape & (frame["phase"] == "total") & frame["budget"].isin([0, 128]) & whole]
     totals = frame.set_index(["method", "length"])
-    [table] = re.findall(r"^\| prompt \| plain prefill .*\n\|.*\n((?:\|.*\n)+)", text, re.M)
     shown = 0
-    for line in table.splitlines():
-        length, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+    for length, *cells in tabled(text, "prompt | plain prefill "):
         tokens = {"8K": 8064}.get(length, int(length.split("K")[0]) * 1024)
         for method, cell in zip(COLUMNS, cells, strict=True):
             if cell == "–":
@@ -88,15 +102,12 @@ def test_the_documented_scores_are_those_of_the_committed_study():
     frame = read_csv(ROOT / "results/smollm2-h100/accuracy.csv", ACCURACY_COLUMNS)
     rows = frame[(frame["task"] == "average") & (frame["benchmark"] == "ruler") & (frame["length"] == 4096)]
     cells = rows.set_index(["method", "budget"])
-    [head, table] = re.findall(r"^\| \| (C = 64 .*)\n\|.*\n((?:\|.*\n)+)", README, re.M)[0]
-    budgets = [int(number) for number in re.findall(r"C = (\d+)", head)]
     shown = []
-    for line in table.splitlines():
-        name, *figures = [cell.strip(" *") for cell in line.strip("|").split("|")]
-        [method] = [key for key, look in STYLES.items() if look.label == name.split(",")[0]]
-        for budget, figure in zip(budgets, figures, strict=True):
+    for name, *figures in tabled(README, "| C = 64 | C = 128 | C = 256 | C = 512 | C = 1024 | C = 2048 |"):
+        method = method_of(name)
+        for budget, figure in zip((64, 128, 256, 512, 1024, 2048), figures, strict=True):
             row = cells.loc[method, 0 if method == "full" else budget]
-            assert figure.replace("*", "") == f"{row['mean']:.1f} [{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
+            assert figure.replace("*", "") == interval(row, 1)
         shown.append(method)
     assert len(shown) == len(set(shown)) >= 9
 
@@ -104,13 +115,11 @@ def test_the_documented_scores_are_those_of_the_committed_study():
 def test_the_demos_scores_are_those_of_the_run_that_is_kept():
     frame = read_csv(ROOT / "results/demo-cpu/accuracy.csv", ACCURACY_COLUMNS)
     cells = frame[frame["task"] == "average"].set_index(["method", "budget"])
-    [table] = re.findall(r"^\| \| score, C = 64 .*\n\|.*\n((?:\|.*\n)+)", README, re.M)
-    for line in table.splitlines():
-        name, *figures = [cell.strip(" *") for cell in line.strip("|").split("|")]
-        [method] = [key for key, look in STYLES.items() if look.label == name]
+    for name, *figures in tabled(README, "| score, C = 64 "):
+        method = method_of(name)
         for budget, score, recall in zip((64, 128, 256), figures[:3], figures[3:6], strict=True):
             row = cells.loc[method, 0 if method == "full" else budget]
-            assert score == f"{row['mean']:.0f} [{row['ci_low']:.0f}, {row['ci_high']:.0f}]"
+            assert score.replace("*", "") == interval(row, 0)
             assert recall == ("" if method == "full" else f"{row['recall_raw']:.2f}")
 
 

@@ -174,7 +174,7 @@ def test_with_given_modules_nothing_is_trained(tmp_path: Path, tiny: dict[str, A
         "plot": 6,
     }  # fmt: skip
     for rule, flag in {"evaluate": "adapter", "inspect": "adapter", "latency": "adapter"}.items():
-        assert f" --{flag} adapters/tiny --group mean" in block(run.stdout, rule)
+        assert f" --{flag} adapters/tiny --group mean --pool max" in block(run.stdout, rule)
     assert " --adapters adapters/tiny --out " in block(run.stdout, "provenance")
     del tiny["train"]
     tiny["mtbench"] = {"questions": "q.jsonl"}
@@ -601,20 +601,11 @@ def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
 
 
 def test_the_arm_that_others_are_compared_with_comes_first(tiny: dict[str, Any]) -> None:
-    tiny["ablation"] = {"reference": "brief", "arms": {"n8": {"tokens": 8}, "brief": {"steps": 2}}}
-    config = study.validate(tiny, ROOT)
-    assert [word.partition("=")[0] for word in study.arm_words(config, "tiny-llama")] == [
-        "brief",
-        "main",
-        "n8",
-    ]
-    tiny["ablation"]["reference"] = None
-    config = study.validate(tiny, ROOT)
-    assert [word.partition("=")[0] for word in study.arm_words(config, "tiny-llama")] == [
-        "main",
-        "n8",
-        "brief",
-    ]
+    tiny["ablation"] = {"arms": {"n8": {"tokens": 8}, "brief": {"steps": 2}}}
+    for reference, names in (("brief", ["brief", "main", "n8"]), (None, ["main", "n8", "brief"])):
+        tiny["ablation"]["reference"] = reference
+        words = study.arm_words(study.validate(tiny, ROOT), "tiny-llama")
+        assert [word.partition("=")[0] for word in words] == names
     tiny["ablation"]["reference"] = "breif"
     with pytest.raises(UserError, match=r"breif.*main, n8, brief"):
         study.validate(tiny, ROOT)

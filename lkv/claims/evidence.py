@@ -252,8 +252,8 @@ def overhead(evidence: Evidence, method: str, length: int, budget: int = 128) ->
 
 
 def thousands(length: int) -> str:
-    """8K for 8,192 tokens, and for 8,064."""
-    return f"{round(length / 1024)}K"
+    """8K for 8,192 tokens, and for 8,064; 0.5K for 512."""
+    return f"{length / 1024:{'.3g' if length < 4096 else '.0f'}}K"
 
 
 def place(length: int, budget: int, *what: str) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lkv.report.figure import BUDGET, WIDTH, finish, line_look, method_handle
+from lkv.report.figure import BUDGET, WIDTH, finish, line_look, method_handle, panels
 from lkv.report.note import setting
 from lkv.report.source import Block, read_blocks, read_provenance
-from lkv.report.style import style
+from lkv.report.style import span, style
 from lkv.stats import LEVEL
 from lkv.summarise import AVERAGE
 
@@ -29,19 +29,14 @@ def accuracy(results_dir: Path) -> Figure:
     lines = [math.ceil((1 + len(block.tasks)) / columns) for block in blocks]
     figure = Figure(figsize=(WIDTH, 1.1 + 1.7 * sum(lines) + 0.3 * len(blocks)), layout="constrained")
     parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=[n + 0.2 for n in lines])
-    for part, block, count in zip(parts[:, 0], blocks, lines, strict=True):
+    for part, block in zip(parts[:, 0], blocks, strict=True):
         part.suptitle(block.title, fontsize=9.5)
-        panels = [(AVERAGE, block.haystack), *block.tasks]
-        for at, axis in enumerate(
-            part.subplots(count, columns, squeeze=False, sharex=True, sharey=True).flat
-        ):
-            if at >= len(panels):
-                axis.remove()
-                continue
-            _draw(axis, block, *panels[at])
+        shown = [(AVERAGE, block.haystack), *block.tasks]
+        for at, axis in enumerate(panels(part, len(shown), columns, sharex=True, sharey=True)):
+            _draw(axis, block, *shown[at])
             if at % columns == 0:
                 axis.set_ylabel("score (0–100)")
-            if at + columns >= len(panels):
+            if at + columns >= len(shown):
                 axis.tick_params(labelbottom=True)
         part.supxlabel("budget C", fontsize=9)
     return _finish(figure, blocks, results_dir)
@@ -56,12 +51,7 @@ def averages(results_dir: Path) -> Figure:
     columns = min(3, len(blocks))
     lines = math.ceil(len(blocks) / columns)
     figure = Figure(figsize=(max(3.6, WIDTH * columns / 3), 1.2 + 2.1 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for at, axis in enumerate(grid.flat):
-        if at >= len(blocks):
-            axis.remove()
-            continue
-        block = blocks[at]
+    for at, (block, axis) in enumerate(zip(blocks, panels(figure, len(blocks), columns), strict=True)):
         _draw(axis, block, AVERAGE, block.haystack)
         axis.set_title(f"{block.heading}\n{_size(block)}", loc="left", fontsize=8.5)
         alike = [other.average for other in blocks if other.benchmark == block.benchmark]
@@ -77,8 +67,7 @@ def averages(results_dir: Path) -> Figure:
 def _finish(figure: Figure, blocks: Sequence[Block], results_dir: Path) -> Figure:
     methods = dict.fromkeys(method for block in blocks for method in block.average["method"])
     protocols = " and ".join(dict.fromkeys(block.protocol or "unnamed" for block in blocks))
-    each = sorted({int(n) for block in blocks for n in block.rows.loc[block.rows["task"] != AVERAGE, "n"]})
-    samples = f"{each[0]:,} to {each[-1]:,}" if len(each) > 1 else f"{each[0]:,}"
+    samples = span(n for block in blocks for n in block.rows.loc[block.rows["task"] != AVERAGE, "n"])
     caption = (
         "Look for the budget from which a method stays at the full cache's line. "
         f"Bands: {100 * LEVEL:g} % bootstrap intervals of the evictors. {samples} samples a task. {BUDGET}. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lkv.claims.evidence import thousands
 from lkv.report.bars import ZOOM, Bar, bars_of, draw, handles
 from lkv.report.figure import WIDTH, finish, line_look, method_handle
 from lkv.report.style import style
@@ -126,8 +127,7 @@ def along(axis: Axes, frame: pd.DataFrame) -> None:
     """Lengths as the x axis, each a tick."""
     lengths = sorted(set(frame["length"]))
     axis.set_xscale("log", base=2)
-    names = [f"{length / 1024:.3g}" if length < 4096 else f"{length / 1024:.0f}" for length in lengths]
-    axis.set_xticks(lengths, [f"{name}K" for name in names])
+    axis.set_xticks(lengths, [thousands(length) for length in lengths])
     axis.minorticks_off()
     axis.set_xlabel("prompt tokens")
     axis.grid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -60,6 +61,14 @@ def finish(figure: Figure, handles: Sequence[Any], caption: str) -> Figure:
     lines = textwrap.fill(caption, int(figure.get_figwidth() * 18.5), break_on_hyphens=False)
     figure.supxlabel(lines, fontsize=7.5, color=QUIET)
     return figure
+
+
+def panels(parent: Any, count: int, columns: int, **sharing: Any) -> list[Any]:
+    """`count` axes of a figure, or of a part of one, in lines of `columns`; what is left over stays empty."""
+    axes = list(parent.subplots(math.ceil(count / columns), columns, squeeze=False, **sharing).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    return axes[:count]
 
 
 def method_handle(method: str) -> Any:

@@ -10,6 +10,7 @@ from lkv.records import LATENCY_COLUMNS
 from lkv.report.bars import ZOOM, bars_of, draw, handles
 from lkv.report.curves import curves
 from lkv.report.figure import BUDGET, WIDTH, finish, read_figures
+from lkv.report.style import span
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,8 +67,5 @@ def _caption(frame: pd.DataFrame) -> str:
         )
         if frame[column].any()
     ]  # fmt: skip
-    repeats = frame["repeats"].dropna().astype(int)
-    ends = (
-        " to ".join(str(count) for count in sorted({repeats.min(), repeats.max()})) if len(repeats) else "?"
-    )
-    return f"{'; '.join(facts)}; medians of {ends} runs. {BUDGET}."
+    repeats = frame["repeats"].dropna()
+    return f"{'; '.join(facts)}; medians of {span(repeats) if len(repeats) else '?'} runs. {BUDGET}."

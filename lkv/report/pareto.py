@@ -12,7 +12,7 @@ import numpy as np
 
 from lkv.errors import UserError
 from lkv.records import LATENCY_COLUMNS
-from lkv.report.figure import BUDGET, WIDTH, finish, line_look, listing, method_handle, read_figures
+from lkv.report.figure import BUDGET, WIDTH, finish, line_look, listing, method_handle, panels, read_figures
 from lkv.report.latency import TEXT
 from lkv.report.source import Block, read_blocks
 from lkv.report.style import length_label, style
@@ -50,26 +50,22 @@ def pareto(results_dir: Path) -> Figure:
     frame = read_figures(path, LATENCY_COLUMNS, TEXT)
     timed = frame[(frame["phase"] == "total") & (frame["status"] == "ok") & (frame["method"] != "full")]
     timed = timed.dropna(subset="overhead_pct")
-    panels = [(block, points) for block in blocks if (points := _points(block, timed))]
-    if not panels:
+    drawn = [(block, points) for block in blocks if (points := _points(block, timed))]
+    if not drawn:
         raise UserError(
             f"{path} times no method and model that accuracy.csv scores; "
             "measure the same methods: `latency: methods` in the study's config"
         )
-    columns = min(COLUMNS, len(panels))
-    lines = math.ceil(len(panels) / columns)
+    columns = min(COLUMNS, len(drawn))
+    lines = math.ceil(len(drawn) / columns)
     width = WIDTH if columns > 1 else 5.2
     figure = Figure(figsize=(width, 1.5 + 2.8 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for at, axis in enumerate(grid.flat):
-        if at < len(panels):
-            _draw(axis, *panels[at])
-        else:
-            axis.remove()
-    shown = {point.method for _, points in panels for point in points}
-    methods = list(dict.fromkeys(method for block, _ in panels for method in block.average["method"]))
+    for axis, panel in zip(panels(figure, len(drawn), columns), drawn, strict=True):
+        _draw(axis, *panel)
+    shown = {point.method for _, points in drawn for point in points}
+    methods = list(dict.fromkeys(method for block, _ in drawn for method in block.average["method"]))
     handles = [method_handle(method) for method in methods if method in shown or method == "full"]
-    budgets = sorted({point.budget for _, points in panels for point in points})
+    budgets = sorted({point.budget for _, points in drawn for point in points})
     left_out = [style(method).label for method in methods if method not in shown and method != "full"]
     caption = (
         f"Averages over tasks; bars: {100 * LEVEL:g} % bootstrap intervals. Markers grow with the budget C "

@@ -62,12 +62,12 @@ def of_model(results_dir: Path, kind: str, model: str | None) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         for name in (Path(PATHS[key]).name for key in PLOTS[kind]):
             path = results_dir / name
-            if path.suffix == ".json" and path.is_file():
-                copy(path, folder)
-            elif path.suffix == ".csv":
-                of = read_csv(path, ["model"])["model"] == model
-                if not of.any():
-                    raise one_of(f"model in {path}:", model, read_csv(path, ["model"])["model"].unique())
+            if path.suffix == ".csv":
+                models = read_csv(path, ["model"])["model"]
+                if model not in set(models):
+                    raise one_of(f"model in {path}:", model, models.unique())
                 frame = pd.read_csv(path, dtype=str, keep_default_na=False)  # as it is written
-                frame[of].to_csv(Path(folder, name), index=False)
+                frame[models == model].to_csv(Path(folder, name), index=False)
+            elif path.is_file():
+                copy(path, folder)
         yield Path(folder)

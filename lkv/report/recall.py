@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.records import RECALL_COLUMNS
-from lkv.report.figure import BUDGET, WIDTH, finish, listing, read_figures
-from lkv.report.style import length_label, style
+from lkv.report.figure import BUDGET, WIDTH, finish, listing, panels, read_figures
+from lkv.report.style import length_label, span, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,13 +35,10 @@ def recall(results_dir: Path) -> Figure:
     lines = [math.ceil(rows["method"].nunique() / columns) for rows in models.values()]
     figure = Figure(figsize=(WIDTH, 0.9 + 2.5 * sum(lines)), layout="constrained")
     parts = figure.subfigures(len(models), 1, squeeze=False, height_ratios=lines)
-    for part, (model, rows), count in zip(parts[:, 0], models.items(), lines, strict=True):
+    for part, (model, rows) in zip(parts[:, 0], models.items(), strict=True):
         part.suptitle(model, fontsize=9.5)
         methods = list(dict.fromkeys(rows["method"]))
-        for at, axis in enumerate(part.subplots(count, columns, squeeze=False, sharey=True).flat):
-            if at >= len(methods):
-                axis.remove()
-                continue
+        for at, axis in enumerate(panels(part, len(methods), columns, sharey=True)):
             mesh = _draw(axis, methods[at], rows[rows["method"] == methods[at]])
             if at % columns == 0:
                 axis.set_ylabel("layer")
@@ -49,13 +46,12 @@ def recall(results_dir: Path) -> Figure:
         part.colorbar(mesh, ax=list(part.axes), label="recall of the oracle's top-C", fraction=0.04, pad=0.01)
     tasks = len(shown[["benchmark", "task"]].drop_duplicates())
     lengths = listing(length_label(int(length)) for length in sorted(set(shown["length"])))
-    samples = " to ".join(dict.fromkeys(str(int(n)) for n in (shown["n"].min(), shown["n"].max())))
     caption = (
         "Look for dark rows: layers in which a method misses what the model's own answer will look at. "
         "Numbers: mean over layers. Recall: share of the C entries that the answer looks at most which are "
         "among the C that the method ranks highest, nothing pooled or forced (methods that differ in that "
         f"alone are equal here). Mean over KV heads and tasks; tasks: {tasks}; lengths: {lengths}; samples "
-        f"of each: {samples}. {BUDGET}."
+        f"of each: {span(shown['n'])}. {BUDGET}."
     )
     return finish(figure, [], caption)
 

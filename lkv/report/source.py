@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
 from lkv.records import ACCURACY_COLUMNS, read_csv, read_json
-from lkv.report.style import benchmark_label, length_label
+from lkv.report.style import benchmark_label, length_label, span
 from lkv.summarise import AVERAGE, BUILT_IN, belongs_to_its_task
 
 if TYPE_CHECKING:
@@ -44,10 +44,8 @@ class Block:
     @property
     def samples(self) -> str:
         """How many a cell of the average has, and of how many planned where that is more."""
-        counts = {int(n) for n in self.average["n"]}
-        text = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
-        planned = int(self.average["n_planned"].max())
-        return f"{text} of {planned:,}" if min(counts) < planned else text
+        counts, planned = self.average["n"], int(self.average["n_planned"].max())
+        return f"{span(counts)} of {planned:,}" if counts.min() < planned else span(counts)
 
     @property
     def title(self) -> str:

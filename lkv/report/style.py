@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,12 @@ def style(method: str) -> Style:
 
 def benchmark_label(benchmark: str) -> str:
     return BENCHMARKS.get(benchmark, benchmark)
+
+
+def span(counts: Iterable[int]) -> str:
+    """`4 to 200`; one number where all are equal."""
+    numbers = [int(count) for count in counts]
+    return " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))
 
 
 def length_label(length: int) -> str:

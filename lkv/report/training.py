@@ -34,8 +34,8 @@ def training(results_dir: Path) -> Figure:
     models, arms = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["arm"]))
     many = len(COLOURS)  # arms; the next as many have the same colours with other lines
     looks = {arm: (COLOURS[at % many], LINES[(at + at // many) % many]) for at, arm in enumerate(arms)}
-    width, height = max(5.0, min(WIDTH, 3.6 * len(models))), 3.3 + 0.12 * len(arms)
-    figure = Figure(figsize=(WIDTH if len(arms) > FEW else width, height), layout="constrained")
+    width = WIDTH if len(arms) > FEW else max(5.0, min(WIDTH, 3.6 * len(models)))
+    figure = Figure(figsize=(width, 3.3 + 0.12 * len(arms)), layout="constrained")
     grid = figure.subplots(1, len(models), squeeze=False, sharey=True)
     held_out, amounts = False, defaultdict[str, list[str]](list)
     for axis, model in zip(grid[0], models, strict=True):
