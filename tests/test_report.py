@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from lkv import records
@@ -454,6 +455,21 @@ def test_averages_are_the_average_rows_alone(study):
     rows = rows[(rows["task"] == AVERAGE) & (rows["method"] == "lookaheadkv")]
     [line] = [line for line in axis.lines if line.get_color() == style("lookaheadkv").colour]
     assert list(line.get_xdata()) == list(rows["budget"]) and list(line.get_ydata()) == list(rows["mean"])
+
+
+def test_one_budget_has_its_intervals_as_bars(study, tmp_path):
+    frame = records.read_csv(study / "accuracy.csv", records.ACCURACY_COLUMNS)
+    frame = frame[frame["budget"].isin([0, 64])]
+    records.write_csv(tmp_path / "accuracy.csv", frame, records.ACCURACY_COLUMNS)
+    figure = averages(tmp_path)
+    bars = [part for part in figure.axes[0].collections if isinstance(part, LineCollection)]
+    shown = sorted(tuple(bar.get_segments()[0][:, 1]) for bar in bars)
+    rows = frame[(frame["task"] == AVERAGE) & ~frame["method"].isin(["full", "oracle"])]
+    assert shown == [
+        pytest.approx(ends) for ends in sorted(zip(rows["ci_low"], rows["ci_high"], strict=True))
+    ]
+    assert "Bars: 95 %" in figure.get_supxlabel().replace("\n", " ")
+    assert "Bands: 95 %" in averages(study).get_supxlabel().replace("\n", " ")
 
 
 def test_a_plot_of_one_model_leaves_the_others_out(tmp_path):

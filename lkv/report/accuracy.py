@@ -66,11 +66,13 @@ def averages(results_dir: Path) -> Figure:
 
 def _finish(figure: Figure, blocks: Sequence[Block], results_dir: Path) -> Figure:
     methods = dict.fromkeys(method for block in blocks for method in block.average["method"])
+    several = any(block.average["budget"].nunique() > 2 for block in blocks)  # the full cache's 0 is one
     protocols = " and ".join(dict.fromkeys(block.protocol or "unnamed" for block in blocks))
     samples = span(n for block in blocks for n in block.rows.loc[block.rows["task"] != AVERAGE, "n"])
     caption = (
         "Look for the budget from which a method stays at the full cache's line. "
-        f"Bands: {100 * LEVEL:g} % bootstrap intervals of the evictors. {samples} samples a task. {BUDGET}. "
+        f"{'Bands' if several else 'Bars'}: {100 * LEVEL:g} % bootstrap intervals of the evictors. "
+        f"{samples} samples a task. {BUDGET}. "
         f"Protocol {protocols}; {setting(read_provenance(results_dir))}."
     )
     return finish(figure, [method_handle(method) for method in methods], caption)
@@ -89,9 +91,15 @@ def _draw(axis: Axes, block: Block, task: str, haystack: str) -> None:
             axis.axhline(cells["mean"].iloc[0], **look | {"marker": ""})
             continue
         axis.plot(cells["budget"], cells["mean"], **look)
-        if not style(method).bound:
+        if style(method).bound:
+            continue
+        if len(cells) > 1:
             band = {"color": look["color"], "alpha": 0.1, "linewidth": 0}
             axis.fill_between(cells["budget"], cells["ci_low"], cells["ci_high"], **band)
+        else:  # a band of one budget has no width
+            ends = [cells["mean"] - cells["ci_low"], cells["ci_high"] - cells["mean"]]
+            bar = {"ecolor": look["color"], "elinewidth": 0.9, "capsize": 5}
+            axis.errorbar(cells["budget"], cells["mean"], ends, fmt="none", **bar)
     budgets = sorted({int(budget) for budget in block.average["budget"] if budget})
     axis.set_xscale("log", base=2)
     axis.set_xticks(budgets, [str(budget) for budget in budgets], fontsize=8)
