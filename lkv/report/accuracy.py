@@ -108,6 +108,6 @@ def _draw(axis: Axes, block: Block, task: str, haystack: str) -> None:
     axis.set_yticks(range(0, 101, 25))
     axis.grid()
     if task == AVERAGE:
-        axis.set_title(_size(block), loc="left", fontweight="bold")
+        axis.set_title(_size(block), loc="left", fontweight="bold", fontsize=7.5)
     else:
         axis.set_title(task, loc="left")
