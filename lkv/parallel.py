@@ -1,5 +1,5 @@
-"""Several processes on one training step, one a GPU: started by torchrun or accelerate, which set RANK and
-WORLD_SIZE; without them there is one process and nothing here does anything."""
+"""Several processes on one training step, or on the answers to its prompts, one a GPU: started by torchrun or
+accelerate, which set RANK and WORLD_SIZE. Without them there is one process: nothing here does anything."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(days=1)  # for the slowest; a process that fails is torchrun's to notice
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def group(device: torch.device) -> Iterator[Group]:
     if world == 1:
         yield Group()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Group(dist.get_rank(), world)
     finally:

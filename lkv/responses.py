@@ -19,6 +19,7 @@ from lkv.decode import decode_all
 from lkv.device import memory
 from lkv.errors import UserError
 from lkv.models import Loaded
+from lkv.parallel import Group
 from lkv.prefill import Prefilled, compact, prefill, prefill_many, prompts_at_once
 
 log = logging.getLogger("lkv")
@@ -55,6 +56,7 @@ def respond_sharded(
     shard: int = 512,
     version: int = 1,
     notify: Notify = log.warning,
+    group: Group | None = None,
 ) -> list[Path]:
     """Answers in `folder`/shard-00000.jsonl and so on ({"id", "response"}), `shard` prompts each.
 
@@ -63,8 +65,10 @@ def respond_sharded(
     A prompt that holds an "answer" is given it; the model answers the others. Prompts go by length, so that a
     batch holds neighbours. Finished shards of the same run (prompts, model, dtype, tokens, version) are kept:
     a killed run goes on, and ends in the same bytes. Damaged ones are generated again; those of another run
-    are a UserError, before anything is generated.
+    are a UserError, before anything is generated. The processes of `group` take the shards in turn, and
+    return when all shards are there.
     """
+    group = group or Group()
     check_fits(loaded, max(prompts.lengths, default=0), tokens)
     at_once = at_once or answered_at_once(loaded, max(prompts.lengths, default=1) + tokens)
     order = sorted(range(len(prompts)), key=lambda i: (prompts.lengths[i], i))
@@ -80,19 +84,23 @@ def respond_sharded(
         "shard": shard,
         "version": version,
     }
-    done = [finished(path, run, notify) for path in paths]
-    with tqdm(total=len(prompts), desc="responses", unit="prompt") as bar:
+    mine = slice(group.rank, None, group.world)
+    done = [finished(path, run, notify) for path in paths[mine]]
+    group.wait()
+    total = sum(map(len, parts[mine]))
+    with tqdm(total=total, desc="responses", unit="prompt", disable=not group.first) as bar:
 
         def answers(part: Sequence[int]) -> Iterator[dict[str, Any]]:
             for prompt in _answered(loaded, prompts, part, tokens, at_once):
                 yield {"id": prompt["id"], "response": prompt["response"]}
                 bar.update()
 
-        for path, part, there in zip(paths, parts, done, strict=True):
+        for path, part, there in zip(paths[mine], parts[mine], done, strict=True):
             if there:
                 bar.update(len(part))
             else:
                 freeze(path, answers(part), run=run)
+    group.wait()
     return paths
 
 

@@ -35,12 +35,9 @@ def model(args: Arguments) -> None:
 
 def data_train(args: Arguments) -> None:
     """training prompts with the model's own answers, or with true ones"""
-    from lkv.data.frozen import freeze, sidecar
-    from lkv.data.mixture import frozen_mixture, notices
-    from lkv.data.prompts import build
     from lkv.data.shards import Stored, join
-    from lkv.records import read_json
-    from lkv.responses import check_fits, respond_sharded
+    from lkv.parallel import group
+    from lkv.responses import respond_sharded
 
     if bool(args.mixture) == bool(args.sources):
         raise UserError("give either --mixture (offline prompts) or --sources (data sets)")
@@ -48,35 +45,53 @@ def data_train(args: Arguments) -> None:
         raise UserError(f"--answers given: {NOT_GIVEN}; allowed: --answers model, or a --mixture")
     loaded = _load(args)
     prompts = args.out.with_suffix(".prompts.jsonl")
-    if args.sources:
-        context = _context(args.model) or args.max_tokens + args.response_tokens
-        longest = min(args.max_tokens, context - args.response_tokens)
-        stored = frozen_mixture(prompts, args.sources, loaded.tokenizer, longest, args.seed, VERSIONS["data"])
-        for notice in notices(read_json(sidecar(prompts))["sources"]):
-            _notify(notice)
-        facts: dict[str, Any] = {"sources": args.sources}
-    else:
-        if not args.samples or not args.lengths:
-            raise UserError("--mixture needs --samples and --lengths")
-        check_fits(loaded, max(args.lengths), args.response_tokens)
-        facts = {"mixture": dict(args.mixture)}
-        built = build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed)
-        freeze(prompts, built if args.answers == "given" else map(_unanswered, built))
+    with group(loaded.model.device) as together:
+        facts = _build_prompts(args, loaded, prompts) if together.first else {}
+        together.wait()
         stored = Stored(prompts)
-        if args.answers == "given":
-            given = sum(prompt["answer"] is not None for prompt in stored)
-            facts["answers"] = {"given": given, "model": len(stored) - given}
-    shards = respond_sharded(
-        loaded,
-        stored,
-        args.response_tokens,
-        args.batch,
-        args.out.with_suffix(".answers"),
-        version=VERSIONS["data"],
-        notify=_notify,
-    )
+        shards = respond_sharded(
+            loaded,
+            stored,
+            args.response_tokens,
+            args.batch,
+            args.out.with_suffix(".answers"),
+            version=VERSIONS["data"],
+            notify=_notify,
+            group=together,
+        )
+    if not together.first:
+        return
     join(args.out, stored, shards, seed=args.seed, model=loaded.name, fingerprint=loaded.fingerprint, **facts)
     log.info("%d prompts in %s", len(stored), args.out)
+
+
+def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> dict[str, Any]:
+    """Freezes the training prompts, unanswered, in the file `prompts`; what is to be said of them."""
+    from lkv.data.frozen import freeze, sidecar
+    from lkv.data.mixture import frozen_mixture, notices
+    from lkv.data.prompts import build
+    from lkv.data.shards import Stored
+    from lkv.records import read_json
+    from lkv.responses import check_fits
+
+    if args.sources:
+        context = loaded.context or args.max_tokens + args.response_tokens
+        longest = min(args.max_tokens, context - args.response_tokens)
+        frozen_mixture(prompts, args.sources, loaded.tokenizer, longest, args.seed, VERSIONS["data"])
+        for notice in notices(read_json(sidecar(prompts))["sources"]):
+            _notify(notice)
+        return {"sources": args.sources}
+    if not args.samples or not args.lengths:
+        raise UserError("--mixture needs --samples and --lengths")
+    check_fits(loaded, max(args.lengths), args.response_tokens)
+    facts: dict[str, Any] = {"mixture": dict(args.mixture)}
+    built = build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed)
+    freeze(prompts, built if args.answers == "given" else map(_unanswered, built))
+    if args.answers == "given":
+        stored = Stored(prompts)
+        given = sum(prompt["answer"] is not None for prompt in stored)
+        facts["answers"] = {"given": given, "model": len(stored) - given}
+    return facts
 
 
 def _unanswered(prompt: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import in_two_processes
 
 from lkv import decode as decoding
 from lkv import records
@@ -845,6 +846,15 @@ def test_given_answers_of_data_sets_are_refused(world: World, tmp_path: Path, re
     source = json.dumps({"name": "tulu", "schema": "messages", "data": "file:x.jsonl", "count": 2})
     command = data_train(world, tmp_path, mixture=None, sources=[source], answers="given")
     assert "known of offline prompts alone, not of data sets; allowed: --answers model" in refused(*command)
+
+
+def test_two_processes_answer_what_one_of_them_built(world: World, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    assert main(data_train(world, tmp_path / "one", samples=3)) == 0
+    in_two_processes("-m", "lkv", *data_train(world, tmp_path / "two", samples=3))
+    for file in ("train.jsonl", "train.json"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
 
 
 def test_built_data_can_be_trained_on(world: World, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import observed
+from conftest import in_two_processes, observed
 
 from lkv import responses
 from lkv.data.frozen import freeze, load, sidecar
@@ -245,3 +245,24 @@ def test_a_gpu_answers_as_many_prompts_at_once_as_it_holds(
     monkeypatch.setattr(responses, "entry_bytes", lambda model: 1000)
     loaded: Any = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")))
     assert responses.answered_at_once(loaded, longest) == at_once
+
+
+SHARED = """
+from pathlib import Path
+import sys, torch
+import test_responses as t
+from lkv.parallel import group
+folder = Path(sys.argv[1])
+loaded = t.Loaded(t.observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
+with group(torch.device("cpu")) as together:
+    paths = t.answer(loaded, t.Stored(folder / "prompts.jsonl"), folder / "two", group=together)
+    assert all(path.is_file() for path in paths)
+"""
+
+
+def test_two_processes_take_turns_at_the_shards_and_write_the_bytes_of_one(
+    loaded: Loaded, prompts: Stored, tmp_path: Path
+) -> None:
+    answer(loaded, prompts, tmp_path / "one")
+    in_two_processes("-c", SHARED, str(tmp_path))
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")

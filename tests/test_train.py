@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import observed
+from conftest import in_two_processes, observed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lkv import train as training
@@ -240,16 +235,13 @@ def test_the_rate_warms_up_and_falls_to_zero():
 
 
 SHARED = """
-import json, sys
-import torch
-torch.set_num_threads(1)
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+import sys, torch
 import test_train as t
 from conftest import observed
 from lkv.parallel import group
 loaded = t.Loaded(observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
-out = Path(sys.argv[2])
+out = Path(sys.argv[1])
 with group(torch.device("cpu")) as together:
     t.train(loaded, t.answered(loaded, 24), t.SCHEDULE, t.Arm(), out, out / "t.csv", {}, group=together)
 """
@@ -257,20 +249,7 @@ with group(torch.device("cpu")) as together:
 
 def test_two_processes_train_the_adapter_of_one(loaded, prompts, tmp_path):
     train(loaded, prompts, SCHEDULE, Arm(), tmp_path / "one", tmp_path / "one/t.csv", {})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    here = Path(__file__).parent
-    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    env["PYTHONPATH"] = str(here.parent)
-    command = [sys.executable, "-c", SHARED, str(here), str(tmp_path / "two")]
-    both = [
-        subprocess.Popen(command, env=env | {"RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    for process in both:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    in_two_processes("-c", SHARED, str(tmp_path / "two"))
     one, two = (LookaheadKV.from_pretrained(tmp_path / name) for name in ("one", "two"))
     torch.testing.assert_close(two.tokens, one.tokens, rtol=0, atol=1e-3)
     for path, place in one._places.items():  # files hold them in another order
