@@ -117,6 +117,11 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--device", default="auto", help="auto, cpu or cuda")
         made.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
 
+    def spreads(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--processes", type=_positive, default=1, help="that share this work, each on a GPU of its own"
+        )
+
     def adapts(made: argparse.ArgumentParser) -> None:
         made.add_argument("--adapter", type=Path, help="folder made by lkv train, for lookaheadkv")
         made.add_argument("--draft", help="SpecKV's draft model: a folder made by lkv model, or self")
@@ -172,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
         kinds,
     )
     runs_model(p)
+    spreads(p)
     p.add_argument("--mixture", nargs="+", type=_weight, help="offline prompts: KIND=WEIGHT")
     p.add_argument("--samples", type=_positive, help="how many offline prompts")
     p.add_argument("--lengths", nargs="+", type=_positive, help="tokens of the offline prompts, in turn")
@@ -242,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
         "lkv train --model models/M --data train.jsonl --steps 100 --out adapter --csv training.csv",
     )
     runs_model(p)
+    spreads(p)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--arm", default="main", help="a name for this choice of data and settings")
     p.add_argument("--tokens", type=_positive, default=32, help="lookahead tokens")
@@ -486,6 +493,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet(None)
     try:
         args = parser().parse_args(argv)
+        if getattr(args, "processes", 1) > 1 and "WORLD_SIZE" not in os.environ:
+            from lkv.parallel import launch
+
+            return launch(args.processes, sys.argv[1:] if argv is None else argv)
         _quiet(args.log)
         args.run(args)
     except UserError as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -13,12 +14,18 @@ import torch
 
 from lkv.errors import UserError, one_of
 
+log = logging.getLogger("lkv")
+
 _leases: list[IO[str]] = []  # open files: the locks live as long as the process
 _share = 1  # of jobs that use this one's GPU
 
 
-def pick(name: str, jobs: int = 1) -> torch.device:
-    """auto, cpu or cuda → a device. On CUDA the first GPU that has room for one of `jobs` that share it."""
+def pick(name: str, jobs: int = 1, notify: Callable[[str], None] = log.warning) -> torch.device:
+    """auto, cpu or cuda → a device. On CUDA the first GPU that has room for one of `jobs` that share it.
+
+    A job alone (`jobs` is 1) takes one that nobody holds, or else waits for one that is shared, until those
+    that share it end; no more come to it.
+    """
     global _share
     if name not in ("auto", "cpu", "cuda"):
         raise one_of("device", name, ["auto", "cpu", "cuda"])
@@ -26,23 +33,53 @@ def pick(name: str, jobs: int = 1) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("device 'cuda' was asked for, but torch sees no GPU; use --device auto or cpu")
-    for slot in range(jobs):
-        for index in range(torch.cuda.device_count()):
-            uuid = str(torch.cuda.get_device_properties(index).uuid)
-            # A job alone shuts all others out; those that share take a place each.
-            whole = _locked(uuid, fcntl.LOCK_EX if jobs == 1 else fcntl.LOCK_SH)
-            place = whole and _locked(f"{uuid}-{slot}", fcntl.LOCK_EX)
-            if whole and place:
-                _leases.extend([whole, place])
-                _share = jobs
-                torch.cuda.set_device(index)
-                return torch.device("cuda", index)
-            if whole:
-                whole.close()
+    cards = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+    index = _lease_alone(cards, notify) if jobs == 1 else _lease_place(cards, jobs)
+    if index is not None:
+        _share = jobs
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     raise UserError(
-        f"all {torch.cuda.device_count()} GPUs are leased by other lkv jobs; "
+        f"all {len(cards)} GPUs are leased by other lkv jobs; "
         "wait for them, or give snakemake --resources gpu=NUMBER_OF_GPUS (times jobs_per_gpu)"
     )
+
+
+def _lease_place(cards: Sequence[str], jobs: int) -> int | None:
+    """A place on a GPU that no job alone holds or waits for; the GPUs fill evenly."""
+    for slot in range(jobs):
+        for index, card in enumerate(cards):
+            unwanted = _locked(f"{card}-wanted", fcntl.LOCK_SH)
+            shared = unwanted and _locked(card, fcntl.LOCK_SH)
+            place = shared and _locked(f"{card}-{slot}", fcntl.LOCK_EX)
+            if unwanted:
+                unwanted.close()
+            if shared and place:
+                _leases.extend([shared, place])
+                return index
+            if shared:
+                shared.close()
+    return None
+
+
+def _lease_alone(cards: Sequence[str], notify: Callable[[str], None]) -> int | None:
+    """A GPU that nobody holds; else one that is shared, once those that share it are done."""
+    for index, card in enumerate(cards):
+        if whole := _locked(card, fcntl.LOCK_EX):
+            _leases.append(whole)
+            return index
+    for index, card in enumerate(cards):
+        wanted = _locked(f"{card}-wanted", fcntl.LOCK_EX)
+        shared = wanted and _locked(card, fcntl.LOCK_SH)
+        if wanted and shared:
+            notify(f"waiting for the jobs that share GPU {index}")
+            fcntl.flock(shared, fcntl.LOCK_EX)
+            wanted.close()
+            _leases.append(shared)
+            return index
+        if wanted:
+            wanted.close()
+    return None
 
 
 def _locked(name: str, kind: int) -> IO[str] | None:

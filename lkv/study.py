@@ -269,7 +269,7 @@ def same_data(config: Mapping[str, Any], arm: str) -> str:
 
 def same_modules(config: Mapping[str, Any], arm: str) -> str:
     """The first arm whose trained modules are this arm's; the recipes may differ."""
-    known, keys = arms(config), [key for key in config["train"] if key != "arm"]
+    known, keys = arms(config), [key for key in config["train"] if key not in ("arm", "gpus")]
     return next(name for name, own in known.items() if all(own[key] == known[arm][key] for key in keys))
 
 
@@ -534,6 +534,11 @@ def total(resources: Mapping[str, Any], name: str) -> int:
     """How many of a resource one snakemake call may use (--resources gpu=2); 1 where nobody said."""
     given = dict(resources).get(name, 1)
     return max(1, int(getattr(given, "value", given)))
+
+
+def spread(config: Mapping[str, Any], arm: str, gpus: int) -> int:
+    """How many processes, each on a GPU of its own, share an arm's training, where there are `gpus`."""
+    return max(1, min(int(arms(config)[arm]["gpus"]), gpus))
 
 
 def ruler_sources(task: str) -> list[str]:

@@ -75,6 +75,10 @@ class Arm:
         """The prompt with as much of its response as this arm learns from."""
         return prompt | {"response": prompt["response"][: self.response_tokens]}
 
+    def learned(self, tokens: int) -> int:
+        """How many tokens of a response of so many it learns from."""
+        return tokens if self.response_tokens is None else min(tokens, self.response_tokens)
+
 
 class HeldOut(NamedTuple):
     """Of prompts that training never sees, means per prompt."""
@@ -149,7 +153,7 @@ def train(
     rows, seconds, before = _resume(checkpoint, run, adapter, optimizer)
     if before is None:
         before = held_out(loaded, adapter, kept_back, schedule.batch).kl
-    lengths = _lengths(prompts)
+    lengths, answers = _lengths(prompts), _answers(prompts)
     batches = _full_batches(range(trained), lengths, schedule.batch, Random(schedule.seed))
     order = _epochs(len(batches), Random(schedule.seed), schedule.steps)
     kept: dict[tuple[int, ...], Batch] = {}
@@ -171,8 +175,9 @@ def train(
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad(set_to_none=not fused)
             kl = torch.zeros([], device=loaded.model.device)
-            tokens, flop = schedule.batch * adapter.n, 0.0
-            mine = batches[order[step]][group.rank :: group.world]
+            together, flop = batches[order[step]], 0.0
+            tokens = sum(lengths[i] + arm.learned(answers[i]) + adapter.n for i in together)
+            mine = together[group.rank :: group.world]
             for part in _in_batches(mine, lengths, schedule.batch, _most_tokens(loaded)):
                 given, weight = [arm.taught(prompts[i]) for i in part], len(part) / schedule.batch
                 # One length at a time: the gradients add up to the batch's mean.
@@ -186,9 +191,8 @@ def train(
                     loss, own = batch_loss(adapter, batch, arm.loss)
                     (loss * weight).backward()
                     kl += own * weight
-                answers = [len(prompt["response"]) for prompt in given]
-                flop += len(part) * training_flop(shape, lengths[part[0]], max(answers), adapter.n)
-                tokens += sum(lengths[i] for i in part) + sum(answers)
+                longest = max(len(prompt["response"]) for prompt in given)
+                flop += len(part) * training_flop(shape, lengths[part[0]], longest, adapter.n)
             group.sum([kl, *(gradient(parameter) for parameter in adapter.parameters())])
             torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
             optimizer.step()
@@ -238,7 +242,8 @@ def _row(
     model: str, arm: str, step: int, schedule: Schedule, rate: float, tokens: int, flop: float,
     seconds: float, rows: list[dict[str, Any]], peak: float | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A step's row, its KL still to come. Tokens, seconds and their rates are sums since the start."""
+    """A step's row, its KL still to come. Tokens (of all processes), seconds and their rates are sums since
+    the start; MFU is that of the first process's GPU."""
     total = tokens + (rows[-1]["tokens"] if rows else 0)
     done = flop + (rows[-1]["flop"] if rows else 0)
     return {
@@ -263,6 +268,10 @@ def _most_tokens(loaded: Loaded) -> int | None:
 
 def _lengths(prompts: Sequence[dict[str, Any]]) -> Sequence[int]:
     return prompts.lengths if isinstance(prompts, Stored) else [prompt["length"] for prompt in prompts]
+
+
+def _answers(prompts: Sequence[dict[str, Any]]) -> Sequence[int]:
+    return prompts.answers if isinstance(prompts, Stored) else [len(prompt["response"]) for prompt in prompts]
 
 
 def _in_batches(

@@ -488,7 +488,7 @@ def _load(args: Arguments) -> Loaded:
     from lkv import device
     from lkv.models import load
 
-    place = device.pick(args.device, getattr(args, "jobs_per_gpu", 1))
+    place = device.pick(args.device, getattr(args, "jobs_per_gpu", 1), _notify)
     loaded = load(args.model, place, args.dtype)
     facts = f"{loaded.name} on {loaded.model.device}, {loaded.dtype}, attention {loaded.backend}"
     facts += f"; {loaded.note}" if loaded.note else ""

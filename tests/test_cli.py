@@ -25,7 +25,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import in_two_processes
 
 from lkv import decode as decoding
 from lkv import records
@@ -852,9 +851,18 @@ def test_two_processes_answer_what_one_of_them_built(world: World, tmp_path: Pat
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     assert main(data_train(world, tmp_path / "one", samples=3)) == 0
-    in_two_processes("-m", "lkv", *data_train(world, tmp_path / "two", samples=3))
+    assert main(data_train(world, tmp_path / "two", samples=3, processes=2)) == 0
     for file in ("train.jsonl", "train.json"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+
+
+def test_an_error_of_several_processes_is_one_line(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train(world, tmp_path, data=tmp_path / "none.jsonl", processes=3)) == 2
+    lines = said(capfd.readouterr().err)
+    assert len(lines) == 1 and "none.jsonl" in lines[0]
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_built_data_can_be_trained_on(world: World, tmp_path: Path) -> None:

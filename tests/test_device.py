@@ -51,9 +51,11 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-u
         others.append(other)
         return int(other.stdout.readline())
 
+    beside.others = others  # type: ignore[attr-defined]
     yield beside
     for other in others:
-        other.communicate("")
+        if other.poll() is None:
+            other.communicate("")
     for lease in device._leases:
         lease.close()
 
@@ -74,6 +76,23 @@ def test_jobs_that_share_fill_the_gpus_evenly_and_count_on_their_share_of_memory
     assert device.memory(torch.device("cuda", 1)) == 32 << 30
     with pytest.raises(UserError, match="all 2 GPUs are leased"):
         device.pick("cuda", 2)
+
+
+def test_a_job_alone_waits_for_those_that_share_and_no_more_come(cards, monkeypatch):
+    pretend(monkeypatch.setattr, 1)
+    assert cards(1, 3) == 0
+    said: list[str] = []
+
+    def meanwhile(notice: str) -> None:
+        said.append(notice)
+        with pytest.raises(UserError, match="all 1 GPUs are leased"):
+            device.pick("cuda", 3)
+        cards.others[0].communicate("")  # ends
+
+    assert device.pick("cuda", notify=meanwhile).index == 0
+    assert said == ["waiting for the jobs that share GPU 0"]
+    with pytest.raises(UserError, match="all 1 GPUs are leased"):
+        device.pick("cuda", 3)
 
 
 def test_jobs_that_share_and_jobs_alone_keep_off_each_others_gpu(cards, monkeypatch):

@@ -217,7 +217,7 @@ def test_latency_takes_the_whole_machine_and_other_jobs_one_gpu_and_their_share_
     run = snakemake(clean, "-n", *ALWAYS, "--resources", "gpu=4", "--configfile", TINY, "--", "all")
     assert re.search(r"threads: 8\n.*gpu=4$", block(run.stdout, "latency"), re.MULTILINE)
     for rule in ("data_train", "train", "evaluate", "provenance"):
-        assert re.search(r"threads: 2\n.*gpu=1$", block(run.stdout, rule), re.MULTILINE), rule
+        assert re.search(r"threads: 2\n.*gpu=1\b", block(run.stdout, rule)), rule
 
 
 def test_evaluations_alone_share_a_gpu(clean: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -234,9 +234,26 @@ def test_evaluations_alone_share_a_gpu(clean: Path, tmp_path: Path, tiny: dict[s
         "all",
     )
     for rule in ("evaluate", "ablate"):
-        assert re.search(r"threads: 2\n.*gpu=1$", block(run.stdout, rule), re.MULTILINE), rule
+        assert re.search(r"threads: 2\n.*gpu=1\b", block(run.stdout, rule)), rule
     for rule in ("data_train", "train", "inspect", "provenance"):
-        assert re.search(r"threads: 4\n.*gpu=2$", block(run.stdout, rule), re.MULTILINE), rule
+        assert re.search(r"threads: 4\n.*gpu=2\b", block(run.stdout, rule)), rule
+
+
+@pytest.mark.parametrize(("there", "used"), [(8, 3), (4, 2), (1, 1)])
+def test_one_training_takes_as_many_gpus_as_it_may_and_there_are(
+    there: int, used: int, clean: Path, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    spread = tiny | {"train": tiny["train"] | {"gpus": 3}, "jobs_per_gpu": 2}
+    (tmp_path / "spread.yaml").write_text(yaml.safe_dump(spread, sort_keys=False))
+    asked = ["--resources", f"gpu={there}", "--configfile", str(tmp_path / "spread.yaml")]
+    run = snakemake(clean, "-np", *ALWAYS, *asked, "--", "all")
+    places = used * min(2, there)
+    for rule in ("data_train", "train"):
+        job = block(run.stdout, rule)
+        assert re.search(
+            rf"threads: {8 // there * places}\n.*gpu={places}, processes={used}$", job, re.MULTILINE
+        )
+        assert f" --processes {used} " in job
 
 
 def test_one_gpu_means_one_job_with_all_cores(tiny_plan: str) -> None:

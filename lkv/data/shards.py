@@ -23,17 +23,19 @@ Notify = Callable[[str], None]
 
 
 class Stored(Sequence[dict[str, Any]]):
-    """A frozen file of prompts, checked once and then read from disk; `lengths` are the prompts' tokens."""
+    """A frozen file of prompts, checked once and then read from disk: `lengths` are their tokens, `answers`
+    those of their responses, 0 where there are none yet."""
 
     def __init__(self, path: str | Path) -> None:
         load(path)  # the check; its records are not read here
         self.path = Path(path)
         self.sha256: str = read_json(sidecar(path))["sha256"]
-        self.lengths, self._starts = array("q"), array("q", [0])
+        self.lengths, self.answers, self._starts = array("q"), array("q"), array("q", [0])
         with self.path.open("rb") as stream:
             for line in stream:
                 record = require(json.loads(line), ("id", "length"), path, "lkv data train")
                 self.lengths.append(record["length"])
+                self.answers.append(len(record.get("response", ())))
                 self._starts.append(self._starts[-1] + len(line))
 
     def __len__(self) -> int:

@@ -13,9 +13,10 @@ rule data_train:
     priority: 1
     conda:
         "../envs/lkv.yaml"
-    threads: THREADS * WHOLE
+    threads: lambda wildcards: THREADS * WHOLE * SPREAD[wildcards.arm]
     resources:
-        gpu=WHOLE,
+        gpu=lambda wildcards: WHOLE * SPREAD[wildcards.arm],
+        processes=lambda wildcards: SPREAD[wildcards.arm],
     params:
         version=study.VERSIONS["data"],
         model=subpath(input.model, parent=True),
@@ -24,7 +25,8 @@ rule data_train:
         run=study.flags(config, "device", "dtype"),
     shell:
         "python -m lkv data train --model {params.model} --out {output.data} {params.options:q}"
-        " --seed {params.seed} {params.run} --log {log}"
+        " --seed {params.seed} {params.run}"
+        " --processes {resources.processes} --log {log}"
 
 
 rule data_ruler:

@@ -15,9 +15,10 @@ rule train:
     priority: 1
     conda:
         "../envs/lkv.yaml"
-    threads: THREADS * WHOLE
+    threads: lambda wildcards: THREADS * WHOLE * SPREAD[wildcards.arm]
     resources:
-        gpu=WHOLE,
+        gpu=lambda wildcards: WHOLE * SPREAD[wildcards.arm],
+        processes=lambda wildcards: SPREAD[wildcards.arm],
     params:
         version=study.VERSIONS["train"],
         model=subpath(input.model, parent=True),
@@ -30,4 +31,5 @@ rule train:
     shell:
         "python -m lkv train --model {params.model} --data {input.data} {params.recipe}"
         " --seed {params.seed}"
-        " --out {params.folder} --csv {output.csv} {params.run} --log {log}"
+        " --out {params.folder} --csv {output.csv} {params.run}"
+        " --processes {resources.processes} --log {log}"
