@@ -98,6 +98,39 @@ def test_the_documented_latencies_are_those_of_the_committed_study(text):
     assert shown >= 10
 
 
+SHAPES = {
+    "8B": "llama-3.1-8b-instruct",
+    "3B": "llama-3.2-3b-instruct",
+    "1B": "llama-3.2-1b-instruct",
+    "SmolLM2": "smollm2-135m-instruct",
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "study"), [("model, prompt", "latency-h100"), ("on an H200", "latency-h200")]
+)
+def test_the_documented_latencies_by_model_are_those_of_their_study(head, study):
+    frame = read_csv(ROOT / f"results/{study}/latency.csv", LATENCY_COLUMNS)
+    frame = frame[(frame["phase"] == "total") & frame["budget"].isin([0, 128])]
+    layerwise = frame["implementation"].str.contains("layer by layer")
+    shown = 0
+    for place, *cells in tabled(PERFORMANCE, f"{head} | plain prefill "):
+        shape, length, *way = place.split(", ")
+        tokens = {"8K": 8064}.get(length, int(length.removesuffix("K")) * 1024)
+        here = (frame["model"] == SHAPES[shape]) & (frame["length"] == tokens)
+        for method, cell in zip(COLUMNS, cells, strict=True):
+            if cell == "–":
+                continue
+            own = here & (frame["method"] == method) & (layerwise == (bool(way) and method != "full"))
+            [row] = frame[own].to_dict("records")
+            ms = float(re.match(r"([\d,.]+) ms", cell)[1].replace(",", ""))
+            assert ms == pytest.approx(row["median_ms" if method == "full" else "overhead_ms"], rel=0.02)
+            if share := re.search(r"\(([\d.]+) %\)", cell):
+                assert float(share[1]) == pytest.approx(row["overhead_pct"], rel=0.01)
+            shown += 1
+    assert shown >= 25
+
+
 def test_the_documented_scores_are_those_of_the_committed_study():
     frame = read_csv(ROOT / "results/smollm2-h100/accuracy.csv", ACCURACY_COLUMNS)
     rows = frame[(frame["task"] == "average") & (frame["benchmark"] == "ruler") & (frame["length"] == 4096)]
