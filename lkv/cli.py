@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lkv import verbs
-from lkv.errors import UserError, one_of
+from lkv.errors import Lost, UserError, one_of
+from lkv.launch import LOST, launch, world
 from lkv.protocol import PROTOCOLS
 from lkv.registry import FULL, METHODS
 from lkv.study import PLOTS, RECIPE_CHOICES
@@ -493,14 +494,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet(None)
     try:
         args = parser().parse_args(argv)
-        if getattr(args, "processes", 1) > 1 and "WORLD_SIZE" not in os.environ:
-            from lkv.parallel import launch
-
-            return launch(args.processes, sys.argv[1:] if argv is None else argv)
+        if (processes := getattr(args, "processes", 1)) > 1 and world() == 1:
+            return launch(processes, [sys.executable, "-m", "lkv", *(sys.argv[1:] if argv is None else argv)])
+        if processes > 1 and world() != processes:
+            raise UserError(
+                f"--processes {processes} within {world()} processes started elsewhere; leave it out"
+            )
         _quiet(args.log)
         args.run(args)
     except UserError as error:
         return _fail(str(error))
+    except Lost as error:
+        log.error(error)
+        if os.environ.get("RANK") != "0":  # what the first says is shown in any case
+            print(f"lkv: error: {error}", file=sys.stderr)
+        return LOST
     except OSError as error:
         if error.errno is None:
             raise

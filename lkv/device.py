@@ -6,6 +6,7 @@ import fcntl
 import logging
 import re
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -41,7 +42,8 @@ def pick(name: str, jobs: int = 1, notify: Callable[[str], None] = log.warning) 
         return torch.device("cuda", index)
     raise UserError(
         f"all {len(cards)} GPUs are leased by other lkv jobs; "
-        "wait for them, or give snakemake --resources gpu=NUMBER_OF_GPUS (times jobs_per_gpu)"
+        "wait for them, or give snakemake --resources gpu=NUMBER_OF_GPUS (times jobs_per_gpu), "
+        "and by hand fewer --processes"
     )
 
 
@@ -64,36 +66,39 @@ def _lease_place(cards: Sequence[str], jobs: int) -> int | None:
 
 def _lease_alone(cards: Sequence[str], notify: Callable[[str], None]) -> int | None:
     """A GPU that nobody holds; else one that is shared, once those that share it are done."""
-    for index, card in enumerate(cards):
-        if whole := _locked(card, fcntl.LOCK_EX):
-            _leases.append(whole)
-            return index
-    for index, card in enumerate(cards):
-        wanted = _locked(f"{card}-wanted", fcntl.LOCK_EX)
-        shared = wanted and _locked(card, fcntl.LOCK_SH)
-        if wanted and shared:
-            notify(f"waiting for the jobs that share GPU {index}")
-            fcntl.flock(shared, fcntl.LOCK_EX)
-            wanted.close()
-            _leases.append(shared)
-            return index
-        if wanted:
-            wanted.close()
+    for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+        for index, card in enumerate(cards):
+            wanted = _locked(f"{card}-wanted", fcntl.LOCK_EX, tries=3)
+            held = wanted and _locked(card, kind)
+            if held and kind == fcntl.LOCK_SH:
+                notify(f"waiting for the jobs that share GPU {index}")
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if wanted:
+                wanted.close()
+            if held:
+                _leases.append(held)
+                return index
     return None
 
 
-def _locked(name: str, kind: int) -> IO[str] | None:
-    """A lock on a GPU, or on a place on it; None where another process holds it."""
+def _locked(name: str, kind: int, tries: int = 1) -> IO[str] | None:
+    """A lock on a GPU, or on a place on it; None where another process holds it.
+
+    One that others hold for a moment alone is worth several `tries`.
+    """
     path = Path(tempfile.gettempdir()) / f"lkv-gpu-{name}.lock"
     if not path.exists():
         path.touch()
     lock = path.open()  # read-only: the file may be another user's
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        return None
-    return lock
+    for _ in range(tries):
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return lock
+    lock.close()
+    return None
 
 
 Result = TypeVar("Result")

@@ -18,3 +18,7 @@ def one_of(what: str, given: object, allowed: Iterable[object], way_out: str = "
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     tail = f"; {way_out}" if way_out else ""
     return UserError(f"unknown {what} {given!r}{guess}; known: {', '.join(names)}{tail}")
+
+
+class Lost(Exception):
+    """Another process of the same work is gone; what ended it is for that one to say."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lkv.attention import SDPA
+from lkv.launch import launch
 from lkv.tiny import tiny_model
 
 torch.set_num_threads(1)  # tiny models: more threads wait for each other longer than they compute
@@ -48,19 +47,9 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def in_two_processes(*arguments: str) -> None:
-    """Runs Python with these arguments twice at once, as torchrun does: ranks 0 and 1 of a world of two."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """Runs Python with these arguments twice at once; `lkv` and the tests' own modules can be imported."""
     here = Path(__file__).parent
-    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    env |= {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, *arguments], env=env | {"RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ("0", "1")
-    ]
-    for process in both:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{here.parent}{os.pathsep}{here}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert launch(2, [sys.executable, *arguments]) == 0

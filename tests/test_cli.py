@@ -859,10 +859,22 @@ def test_two_processes_answer_what_one_of_them_built(world: World, tmp_path: Pat
 def test_an_error_of_several_processes_is_one_line(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(train(world, tmp_path, data=tmp_path / "none.jsonl", processes=3)) == 2
-    lines = said(capfd.readouterr().err)
-    assert len(lines) == 1 and "none.jsonl" in lines[0]
-    assert not (tmp_path / "adapter").exists()
+    of_all = train(world, tmp_path, data=tmp_path / "none.jsonl", processes=3)
+    of_the_first = data_train(world, tmp_path, samples=None, processes=2)
+    for command, word in ((of_all, "none.jsonl"), (of_the_first, "--mixture needs --samples")):
+        assert main(command) == 2
+        out, err = capfd.readouterr()
+        [line] = said(err)
+        assert word in line
+        assert re.fullmatch(FACTS, out)
+    assert not tree(tmp_path)
+
+
+def test_processes_within_processes_are_refused(
+    world: World, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "--processes 2 within 4 processes" in refused(*train(world, tmp_path, processes=2))
 
 
 def test_built_data_can_be_trained_on(world: World, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_latency_takes_the_whole_machine_and_other_jobs_one_gpu_and_their_share_
     run = snakemake(clean, "-n", *ALWAYS, "--resources", "gpu=4", "--configfile", TINY, "--", "all")
     assert re.search(r"threads: 8\n.*gpu=4$", block(run.stdout, "latency"), re.MULTILINE)
     for rule in ("data_train", "train", "evaluate", "provenance"):
-        assert re.search(r"threads: 2\n.*gpu=1\b", block(run.stdout, rule)), rule
+        assert re.search(r"threads: 2\n.*gpu=1(, processes=1)?$", block(run.stdout, rule), re.MULTILINE), rule
 
 
 def test_evaluations_alone_share_a_gpu(clean: Path, tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -234,9 +234,9 @@ def test_evaluations_alone_share_a_gpu(clean: Path, tmp_path: Path, tiny: dict[s
         "all",
     )
     for rule in ("evaluate", "ablate"):
-        assert re.search(r"threads: 2\n.*gpu=1\b", block(run.stdout, rule)), rule
+        assert re.search(r"threads: 2\n.*gpu=1(, processes=1)?$", block(run.stdout, rule), re.MULTILINE), rule
     for rule in ("data_train", "train", "inspect", "provenance"):
-        assert re.search(r"threads: 4\n.*gpu=2\b", block(run.stdout, rule)), rule
+        assert re.search(r"threads: 4\n.*gpu=2(, processes=1)?$", block(run.stdout, rule), re.MULTILINE), rule
 
 
 @pytest.mark.parametrize(("there", "used"), [(8, 3), (4, 2), (1, 1)])

@@ -18,6 +18,7 @@ rule train:
     threads: lambda wildcards: THREADS * WHOLE * SPREAD[wildcards.arm]
     resources:
         gpu=lambda wildcards: WHOLE * SPREAD[wildcards.arm],
+        # No parameter: how many do the work changes nothing about what comes out.
         processes=lambda wildcards: SPREAD[wildcards.arm],
     params:
         version=study.VERSIONS["train"],
