@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,26 +29,21 @@ def launch(processes: int, command: Sequence[str]) -> int:
     The first writes to this terminal; of what the others say, an error is shown. When one ends badly, on
     Ctrl-C and on SIGTERM, all end.
     """
-    running = list[subprocess.Popen[str]]()
+    running: list[subprocess.Popen[bytes]] = []
     before = signal.signal(signal.SIGTERM, _terminated)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        env = os.environ | {"WORLD_SIZE": str(processes), MEET: f"file://{folder}/meet"}
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            env[name] = _share(os.environ.get(name), processes)
-        files = [(folder / f"{rank}.err").open("w+", encoding="utf-8") for rank in range(processes)]
-        said = [stack.enter_context(file) for file in files]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
             for rank in range(processes):
-                out, err = (None, None) if rank == 0 else (subprocess.DEVNULL, said[rank])
-                own_env = env | {"RANK": str(rank)}
-                running.append(subprocess.Popen(command, env=own_env, stdout=out, stderr=err, text=True))
+                running.append(_start(command, rank, processes, folder))
             while all(process.poll() in (None, 0) for process in running) and _alive(running):
                 time.sleep(0.1)
             _wait(running)
         except KeyboardInterrupt:
             _wait(running)
             return 130
+        except _Terminated:
+            return 128 + signal.SIGTERM
         finally:
             signal.signal(signal.SIGTERM, before)
             own = [process.poll() for process in running]  # before the others are ended
@@ -61,12 +55,22 @@ def launch(processes: int, command: Sequence[str]) -> int:
         if not bad:
             return 0
         rank, code = min(bad, key=lambda pair: (pair[1] == LOST, pair[1] < 0, pair[0]))
-        said[rank].seek(0)
-        sys.stderr.write(said[rank].read())
+        if rank > 0:
+            sys.stderr.write((folder / f"{rank}.err").read_text(encoding="utf-8", errors="replace"))
     if code > 0:
         return code
     print(f"lkv: error: process {rank} of {processes} was ended by signal {-code}", file=sys.stderr)
     return 128 - code
+
+
+def _start(command: Sequence[str], rank: int, processes: int, folder: Path) -> subprocess.Popen[bytes]:
+    env = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(processes), MEET: f"file://{folder}/meet"}
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        env[name] = _share(os.environ.get(name), processes)
+    if rank == 0:
+        return subprocess.Popen(command, env=env)
+    with (folder / f"{rank}.err").open("wb") as said:
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def _share(threads: str | None, processes: int) -> str:
@@ -76,16 +80,20 @@ def _share(threads: str | None, processes: int) -> str:
     return str(max(1, int(threads) // processes)) if threads.isdecimal() else threads
 
 
-def _alive(running: Sequence[subprocess.Popen[str]]) -> bool:
+def _alive(running: Sequence[subprocess.Popen[bytes]]) -> bool:
     return any(process.returncode is None for process in running)
 
 
-def _wait(running: Sequence[subprocess.Popen[str]]) -> None:
+def _wait(running: Sequence[subprocess.Popen[bytes]]) -> None:
     """Until all have ended, GRACE at most."""
     end = time.monotonic() + GRACE
     while any(process.poll() is None for process in running) and time.monotonic() < end:
         time.sleep(0.1)
 
 
+class _Terminated(Exception):
+    """SIGTERM came."""
+
+
 def _terminated(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
+    raise _Terminated
