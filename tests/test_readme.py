@@ -17,7 +17,7 @@ from lkv import cli, registry
 from lkv.generate import generate
 from lkv.lookahead import LookaheadKV
 from lkv.models import obtain
-from lkv.records import ACCURACY_COLUMNS, LATENCY_COLUMNS, read_csv
+from lkv.records import ABLATION_COLUMNS, ACCURACY_COLUMNS, ARMS_COLUMNS, LATENCY_COLUMNS, read_csv
 from lkv.report.style import STYLES
 
 FOLDER = "models/smollm2-135m-instruct"
@@ -154,6 +154,30 @@ def test_the_demos_scores_are_those_of_the_run_that_is_kept():
             row = cells.loc[method, 0 if method == "full" else budget]
             assert score.replace("*", "") == interval(row, 0)
             assert recall == ("" if method == "full" else f"{row['recall_raw']:.2f}")
+
+
+def test_the_arms_scores_are_those_of_the_run_that_is_kept():
+    folder = ROOT / "results/arms-cpu"
+    frame = read_csv(folder / "ablation.csv", ABLATION_COLUMNS)
+    cells = frame[(frame["task"] == "average") & (frame["method"] == "lookaheadkv")].set_index(
+        ["arm", "budget"]
+    )
+    recall = read_csv(folder / "arms.csv", ARMS_COLUMNS).set_index("arm")["held_out_recall"]
+    training = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    shown = []
+    for name, *figures, known in tabled(training, "arm, on a laptop "):
+        arm = re.match(r"`(\w+)`", name)[1]
+        for budget, figure in zip((64, 128, 256), figures, strict=True):
+            row = cells.loc[arm, budget]
+            if arm == "main":
+                assert figure == interval(row, 1)
+            else:
+                low, high = (f"{row[key]:.1f}" for key in ("diff_ci_low", "diff_ci_high"))
+                wanted = f"{row['diff_vs_lookaheadkv']:+.1f} [{low}, {high}]"
+                assert figure.replace("−", "-") == wanted
+        assert known == (f"{recall[arm]:.3f}" if arm in recall else "")
+        shown.append(arm)
+    assert shown == list(dict.fromkeys(cells.index.get_level_values("arm")))
 
 
 def test_files_that_the_readme_names_exist():

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from lkv.lookahead import LookaheadKV
 from lkv.records import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS, read_csv, read_json
-from lkv.summarise import AVERAGE
+from lkv.summarise import AVERAGE, write_ablation
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted({path.parents[2] for path in ROOT.glob("results/*/samples/*/*.csv.gz")})
@@ -67,6 +68,15 @@ def test_published_differences_are_paired_by_sample(study: Path, samples: pd.Dat
             cell = tuple(row[column] for column in CELL if column != "method")
             assert row["diff"] == pytest.approx(difference[cell], rel=1e-4, abs=1e-4)
             assert row["ci_low"] - 1e-6 <= row["diff"] <= row["ci_high"] + 1e-6
+
+
+def test_a_published_ablation_is_that_of_its_samples(tmp_path: Path) -> None:
+    folder = ROOT / "results/arms-cpu"
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    names = [f"{task}@{length}" for task in config["ruler"]["tasks"] for length in config["ruler"]["lengths"]]
+    samples = [folder / f"ablation/smollm2-135m-instruct/{name}.csv.gz" for name in names]
+    write_ablation(samples, tmp_path / "ablation.csv", config["train"]["arm"], config["seed"])
+    assert (tmp_path / "ablation.csv").read_bytes() == (folder / "ablation.csv").read_bytes()
 
 
 def test_every_method_answered_the_same_samples(samples: pd.DataFrame) -> None:
