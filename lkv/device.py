@@ -51,7 +51,7 @@ def _lease_place(cards: Sequence[str], jobs: int) -> int | None:
     """A place on a GPU that no job alone holds or waits for; the GPUs fill evenly."""
     for slot in range(jobs):
         for index, card in enumerate(cards):
-            unwanted = _locked(f"{card}-wanted", fcntl.LOCK_SH)
+            unwanted = _locked(f"{card}-wanted", fcntl.LOCK_SH, tries=3)
             shared = unwanted and _locked(card, fcntl.LOCK_SH)
             place = shared and _locked(f"{card}-{slot}", fcntl.LOCK_EX)
             if unwanted:
@@ -84,7 +84,7 @@ def _lease_alone(cards: Sequence[str], notify: Callable[[str], None]) -> int | N
 def _locked(name: str, kind: int, tries: int = 1) -> IO[str] | None:
     """A lock on a GPU, or on a place on it; None where another process holds it.
 
-    One that others hold for a moment alone is worth several `tries`.
+    One that others hold for no more than a moment is worth several `tries`.
     """
     path = Path(tempfile.gettempdir()) / f"lkv-gpu-{name}.lock"
     if not path.exists():
