@@ -54,7 +54,11 @@ def test_a_process_that_a_signal_ended_is_named(capfd: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_who_ends_the_launcher_ends_all(number: int, code: int, tmp_path: Path) -> None:
     own = f"open(f'{tmp_path}/{{rank}}', 'w').write(str(os.getpid())); time.sleep(60)"
-    start = f"import sys; from lkv.launch import launch; sys.exit(launch(2, {python(own)!r}))"
+    start = (
+        "import signal, sys; from lkv.launch import launch; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which background jobs ignore
+        f"sys.exit(launch(2, {python(own)!r}))"
+    )
     launcher = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT)
     while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
         time.sleep(0.05)
