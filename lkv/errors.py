@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause: a clear line, exit code 2, no traceback."""
+"""What a user can cause: one clear line, exit code 2, no traceback. And a process that lost the others."""
 
 from __future__ import annotations
 

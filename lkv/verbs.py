@@ -17,6 +17,7 @@ from lkv.registry import FULL, SELF
 from lkv.study import NOT_GIVEN, RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
 
 if TYPE_CHECKING:
+    from lkv.data.shards import Stored
     from lkv.interface import Method, PromptRows, Recipe
     from lkv.models import Loaded
 
@@ -46,9 +47,9 @@ def data_train(args: Arguments) -> None:
     loaded = _load(args)
     prompts = args.out.with_suffix(".prompts.jsonl")
     with group(loaded.model.device) as together:
-        facts = _build_prompts(args, loaded, prompts) if together.first else {}
+        built = _build_prompts(args, loaded, prompts) if together.first else None
         together.wait()
-        stored = Stored(prompts)
+        stored, facts = built or (Stored(prompts), {})
         shards = respond_sharded(
             loaded,
             stored,
@@ -65,8 +66,8 @@ def data_train(args: Arguments) -> None:
     log.info("%d prompts in %s", len(stored), args.out)
 
 
-def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> dict[str, Any]:
-    """Freezes the training prompts, unanswered, in the file `prompts`; what is to be said of them."""
+def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> tuple[Stored, dict[str, Any]]:
+    """Freezes the training prompts, unanswered, in the file `prompts`: they, and what to say of them."""
     from lkv.data.frozen import freeze, sidecar
     from lkv.data.mixture import frozen_mixture, notices
     from lkv.data.prompts import build
@@ -77,21 +78,21 @@ def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> dict[str, 
     if args.sources:
         context = loaded.context or args.max_tokens + args.response_tokens
         longest = min(args.max_tokens, context - args.response_tokens)
-        frozen_mixture(prompts, args.sources, loaded.tokenizer, longest, args.seed, VERSIONS["data"])
+        stored = frozen_mixture(prompts, args.sources, loaded.tokenizer, longest, args.seed, VERSIONS["data"])
         for notice in notices(read_json(sidecar(prompts))["sources"]):
             _notify(notice)
-        return {"sources": args.sources}
+        return stored, {"sources": args.sources}
     if not args.samples or not args.lengths:
         raise UserError("--mixture needs --samples and --lengths")
     check_fits(loaded, max(args.lengths), args.response_tokens)
     facts: dict[str, Any] = {"mixture": dict(args.mixture)}
     built = build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed)
     freeze(prompts, built if args.answers == "given" else map(_unanswered, built))
+    stored = Stored(prompts)
     if args.answers == "given":
-        stored = Stored(prompts)
         given = sum(prompt["answer"] is not None for prompt in stored)
         facts["answers"] = {"given": given, "model": len(stored) - given}
-    return facts
+    return stored, facts
 
 
 def _unanswered(prompt: Mapping[str, Any]) -> dict[str, Any]:
