@@ -422,6 +422,12 @@ def train_flags(config: Mapping[str, Any], model: str, arm: str, root: Path = Pa
     return flags(own, *what, "steps", "batch", "learning_rate", "warmup_steps", "held_out")
 
 
+def train_seed(config: Mapping[str, Any], arm: str) -> int:
+    """What an arm's modules and the order of its prompts are drawn from; the prompts are the study's."""
+    own = arms(config)[arm]["seed"]
+    return int(config["seed"] if own is None else own)
+
+
 def prompt_flags(config: Mapping[str, Any], arm: str) -> list[str]:
     """Command-line words for an arm's training prompts: an offline mixture, or data sets.
 

@@ -639,6 +639,14 @@ def test_the_arm_that_others_are_compared_with_comes_first(tiny: dict[str, Any])
         study.validate(tiny, ROOT)
 
 
+def test_an_arm_of_another_seed_is_trained_anew_on_the_same_prompts(tiny: dict[str, Any]) -> None:
+    tiny["ablation"]["arms"] = {"again": {"seed": 7}}
+    config = study.validate(tiny, ROOT)
+    assert study.trained_arms(config) == ["main", "again"] and study.trained_data(config) == ["main"]
+    assert study.train_seed(config, "again") == 7
+    assert study.train_seed(config, "main") == config["seed"] != 7
+
+
 def test_an_arm_of_given_answers_has_data_of_its_own_and_alone_says_so(tiny: dict[str, Any]) -> None:
     tiny["ablation"]["arms"] = {"given": {"answers": "given"}, "same": {"answers": "model"}}
     config = study.validate(tiny, ROOT)

@@ -27,7 +27,7 @@ rule train:
         recipe=lambda wildcards: study.train_flags(
             config, wildcards.model, wildcards.arm
         ),
-        seed=config["seed"],
+        seed=lambda wildcards: study.train_seed(config, wildcards.arm),
         run=study.flags(config, "device", "dtype"),
     shell:
         "python -m lkv train --model {params.model} --data {input.data} {params.recipe}"
