@@ -102,16 +102,24 @@ def write_csv(
 
 
 def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Reads a result CSV and checks its header against the contract; text columns stay text."""
+    """Reads a result CSV, or its packed copy, and checks its header against the contract; text stays text."""
     import pandas as pd
 
-    if not Path(path).is_file():
+    path = stored(path)
+    if not path.is_file():
         raise UserError(f"no such results file: {path}; run the rule that writes it, or correct the path")
     frame = pd.read_csv(path, keep_default_na=True)
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
     return frame[list(columns)]
+
+
+def stored(path: str | Path) -> Path:
+    """A result file, or where it is not there the packed copy (.gz) that a published study holds of it."""
+    path = Path(path)
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -19,7 +19,7 @@ from lkv.bench import longbench, longproc, ruler
 from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
-from lkv.records import read_json
+from lkv.records import read_json, stored
 from lkv.registry import FULL, METHODS, SELF
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
@@ -469,7 +469,9 @@ def renderable(published: str, root: Path = Path()) -> list[str]:
     """Every report that a published study's files allow."""
     read = {"table1": ("accuracy", "paired", "provenance")} | PLOTS
     there = {
-        key: (root / PATHS[key].format(study=published)).is_file() for keys in read.values() for key in keys
+        key: stored(root / PATHS[key].format(study=published)).is_file()
+        for keys in read.values()
+        for key in keys
     }
     return _report_files((kind for kind in REPORTS if all(there[key] for key in read[kind])), f"{published}/")
 
@@ -508,7 +510,7 @@ def published(configured: str, root: Path = Path()) -> list[str]:
 
 def plotted(kind: str, study: str) -> list[str]:
     """The result files that a plot of a study reads."""
-    return [PATHS[key].format(study=study) for key in PLOTS[kind]]
+    return [str(stored(PATHS[key].format(study=study))) for key in PLOTS[kind]]
 
 
 def claimed(study: str, configured: str, root: Path = Path()) -> list[str]:

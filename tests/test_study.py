@@ -10,6 +10,7 @@ import yaml
 
 from lkv.lookahead import LookaheadKV
 from lkv.records import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS, read_csv, read_json
+from lkv.study import ablated, reference_arm
 from lkv.summarise import AVERAGE, write_ablation
 
 ROOT = Path(__file__).parents[1]
@@ -70,12 +71,15 @@ def test_published_differences_are_paired_by_sample(study: Path, samples: pd.Dat
             assert row["ci_low"] - 1e-6 <= row["diff"] <= row["ci_high"] + 1e-6
 
 
-def test_a_published_ablation_is_that_of_its_samples(tmp_path: Path) -> None:
-    folder = ROOT / "results/arms-cpu"
+@pytest.mark.parametrize("name", ["arms-cpu", "smollm2-h100"])
+def test_a_published_ablation_is_that_of_its_samples(name: str, tmp_path: Path) -> None:
+    folder = ROOT / "results" / name
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    names = [f"{task}@{length}" for task in config["ruler"]["tasks"] for length in config["ruler"]["lengths"]]
-    samples = [folder / f"ablation/smollm2-135m-instruct/{name}.csv.gz" for name in names]
-    write_ablation(samples, tmp_path / "ablation.csv", config["train"]["arm"], config["seed"])
+    samples = sorted(folder.glob("ablation/smollm2-135m-instruct/*.csv.gz"))
+    assert {path.name.removesuffix(".csv.gz") for path in samples} == {
+        f"{cell.task}@{cell.length}" for cell in ablated(config)
+    }
+    write_ablation(samples, tmp_path / "ablation.csv", reference_arm(config), config["seed"])
     assert (tmp_path / "ablation.csv").read_bytes() == (folder / "ablation.csv").read_bytes()
 
 
@@ -96,6 +100,6 @@ def test_the_published_modules_carry_the_facts_of_those_that_were_evaluated() ->
 def test_what_is_published_is_small() -> None:
     """Under 10 MB: it is part of every clone."""
     study = ROOT / "results/smollm2-h100"
-    files = [*study.glob("*.*"), *study.glob("samples/*/*.gz")]
-    assert len(files) > 50
+    files = [*study.glob("*.*"), *study.glob("samples/*/*.gz"), *study.glob("ablation/*/*.gz")]
+    assert len(files) > 70
     assert sum(path.stat().st_size for path in files) < 10_000_000
