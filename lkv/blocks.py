@@ -51,9 +51,14 @@ def rope_into(
     values: Tensor,
     slots: Tensor,
 ) -> Tensor:
-    """As rope for one token a row (Q = 1), its key and value written into entry slots[r] of [R, K, W, D]."""
+    """As rope for one token a row (Q = 1), its key and value written into entry slots[r] of [R, K, W, D].
+
+    Storage that rows share is expanded to them.
+    """
     q, k = rope(q, k, cos, sin, norms)
     rows = torch.arange(len(slots), device=slots.device)
+    if keys.stride(0) == 0:  # all rows write to the one there is
+        keys, values, rows = keys[:1], values[:1], torch.zeros_like(slots)
     keys[rows, :, slots], values[rows, :, slots] = k[:, :, 0], v[:, 0]
     return q
 
@@ -76,6 +81,14 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling:
         k, v = keys[of_rows, :, :longest], values[of_rows, :, :longest]
         parts.append(F.scaled_dot_product_attention(grouped[of_rows], k, v, attn_mask=mask, scale=scaling))
     return torch.cat(parts).reshape(rows, 1, heads, dim)
+
+
+def attend_shared(
+    q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float
+) -> tuple[Tensor, Tensor | None]:
+    """As attend_rows where all rows share their entries (keys expanded to them), and the rows' natural
+    log-sum-exp [1, H, R] float32 where the kernel gives it."""
+    return attend_rows(q, keys, values, slots, scaling), None
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -126,7 +126,11 @@ def _loop(
         if carried.rows is not None:
             stored = carried.rows.keys[i], carried.rows.values[i]
             q = ops.rope_into(q, k, v, cos, sin, of_heads, *stored, carried.rows.slots[i])
-            out, keys = ops.attend_rows(q, *stored, carried.rows.slots[i], attn.scaling), stored[0]
+            keys, given = stored[0], (q, *stored, carried.rows.slots[i], attn.scaling)
+            if carried.rows.shared:
+                out, lse = ops.attend_shared(*given)
+            else:
+                out = ops.attend_rows(*given)
         else:
             q, k = ops.rope(q, k, cos, sin, of_heads)
             keys, values = cache.update(k, v.transpose(1, 2), i)

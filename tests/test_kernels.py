@@ -240,6 +240,33 @@ def test_a_token_attends_to_its_rows_own_entries(shape: Any, dtype: torch.dtype)
         assert relative(ours, truth) <= bound, ops.__name__
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(32, 9, 3, 700, 64), (8, 4, 4, 40, 16), (5, 2, 1, 90, 256), (40, 8, 2, 300, 80), (1, 2, 2, 65, 32)]
+)
+def test_rows_that_share_a_cache_attend_to_all_before_them_whatever_lies_behind(
+    shape: Any, dtype: torch.dtype
+) -> None:
+    rows, heads, kv_heads, room, dim = shape
+    q = normal(rows, heads, 1, dim, dtype=dtype)
+    keys, values = (normal(1, kv_heads, room, dim, dtype=dtype) for _ in range(2))
+    for stored in (0, 1, (room - rows) // 2, room - rows):
+        maps, lse = attention64(q.transpose(0, 2), keys[:, :, : stored + rows], dim**-0.5, stored)
+        wide = values[:, :, : stored + rows].double().repeat_interleave(heads // kv_heads, 1)
+        truth = (maps @ wide).transpose(0, 2).transpose(1, 2)
+        k, v = keys.clone(), values.clone()
+        k[:, :, stored + rows :], v[:, :, stored + rows :] = math.nan, math.nan  # what an earlier prompt left
+        slots = stored + torch.arange(rows, device=DEVICE)
+        bound = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+        given = (q, k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1), slots, dim**-0.5)
+        ours, known = decode.attend_shared(*given)
+        assert ours.shape == (rows, 1, heads, dim)
+        assert relative(ours, truth) <= bound
+        torch.testing.assert_close(known.double(), lse, rtol=1e-4, atol=1e-4)
+        slow, _ = plain.attend_shared(*given)
+        assert relative(slow, truth) <= bound
+
+
 # Linears of few tokens, and LoRA.
 
 

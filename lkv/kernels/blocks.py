@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lkv.blocks import Norms
-from lkv.kernels.decode import attend_rows
+from lkv.kernels.decode import attend_rows, attend_shared
 
-__all__ = ["add_norm", "attend_rows", "rope", "rope_into", "swiglu"]
+__all__ = ["add_norm", "attend_rows", "attend_shared", "rope", "rope_into", "swiglu"]
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """Attention of one token a row over caches of unequal length, split over the keys where rows are few.
 
-Each row reads its own entries and no padding; the query heads of a KV head share one reading of its keys.
+Each row reads its own entries and no padding; the query heads of a KV head share one reading of its keys,
+and so do rows that share one cache.
 """
 
 from __future__ import annotations
@@ -62,23 +63,71 @@ def _partial(
 
 
 @triton.jit
-def _combine(
-    part_ptr, top_ptr, sum_ptr, out_ptr, G, D, K, stride_ob, stride_oh,
-    SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+def _shared(
+    q_ptr, k_ptr, v_ptr, slot_ptr, out_ptr, top_ptr, sum_ptr, scale, R, G, D, K,
+    stride_qb, stride_qh, stride_kh, stride_kn, stride_vh, stride_vn,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """The splits of one query head put together."""
+    """As _partial for BLOCK_M pairs of row and query head of one KV head, whose keys all rows share."""
+    chunk, kv, split = tl.program_id(0) // K, tl.program_id(0) % K, tl.program_id(1)
+    every = tl.arange(0, BLOCK_R)
+    length = (tl.max(tl.load(slot_ptr + every, mask=every < R, other=0), 0) + 1).to(tl.int32)
+    span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N) * BLOCK_N
+    begin, end = split * span, tl.minimum(split * span + span, length)
+    pair, dims, n = chunk * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    row, g = pair // G, pair % G
+    newest = tl.load(slot_ptr + row, mask=row < R, other=0).to(tl.int32)
+    wide = (row[:, None] < R) & (dims[None, :] < D)
+    place = row.to(tl.int64) * stride_qb + (kv * G + g) * stride_qh
+    q = tl.load(q_ptr + place[:, None] + dims[None, :], mask=wide, other=0.0).to(DOT)
+    k_ptr += kv.to(tl.int64) * stride_kh
+    v_ptr += kv.to(tl.int64) * stride_vh
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    out = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        at = (start + n).to(tl.int64)
+        inside = (at < end)[:, None] & (dims[None, :] < D)
+        k = tl.load(k_ptr + at[:, None] * stride_kn + dims[None, :], mask=inside, other=0.0).to(DOT)
+        v = tl.load(v_ptr + at[:, None] * stride_vn + dims[None, :], mask=inside, other=0.0).to(DOT)
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        seen = (at[None, :] < end) & (at[None, :] <= newest[:, None])
+        logits = tl.where(seen, logits, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen nothing yet
+        weights = tl.exp2(logits - base[:, None])
+        fade = tl.exp2(top - base)
+        total = total * fade + tl.sum(weights, 1)
+        out = out * fade[:, None] + tl.dot(weights.to(DOT), v, input_precision="ieee")
+        top = higher
+    part = ((row.to(tl.int64) * K + kv) * SPLITS + split) * G + g
+    tl.store(out_ptr + part[:, None] * D + dims[None, :], out, mask=wide)
+    tl.store(top_ptr + part, top, mask=row < R)
+    tl.store(sum_ptr + part, total, mask=row < R)
+
+
+@triton.jit
+def _combine(
+    part_ptr, top_ptr, sum_ptr, out_ptr, lse_ptr, G, D, K, stride_ob, stride_oh, stride_lb, stride_lh,
+    LSE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The splits of one query head put together; LSE: their natural log-sum-exp as well."""
     head = tl.program_id(0).to(tl.int64)  # row · H + query head
     kv, g = head // G, head % G
     splits, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
     part = (kv * SPLITS + splits) * G + g
     top = tl.load(top_ptr + part, mask=splits < SPLITS, other=float("-inf"))
-    weight = tl.exp2(top - tl.max(top, 0))
+    highest = tl.max(top, 0)
+    weight = tl.exp2(top - highest)
     total = tl.sum(weight * tl.load(sum_ptr + part, mask=splits < SPLITS, other=0.0), 0)
     inside = (splits < SPLITS)[:, None] & (dims[None, :] < D)
     parts = tl.load(part_ptr + part[:, None] * D + dims[None, :], mask=inside, other=0.0)
     out = tl.sum(parts * weight[:, None], 0) / total
     row, of_row = head // (K * G), head % (K * G)
     tl.store(out_ptr + row * stride_ob + of_row * stride_oh + dims, out, mask=dims < D)
+    if LSE:
+        tl.store(lse_ptr + row * stride_lb + of_row * stride_lh, (highest + tl.log2(total)) / LOG2E)
 
 
 def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float) -> Tensor:
@@ -104,7 +153,36 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling:
     )  # fmt: skip
     if splits > 1:
         _combine[(rows * heads,)](
-            part, top, total, out, groups, dim, kv_heads, of_row, of_head,
-            SPLITS=splits, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=block_d, num_warps=4,
+            part, top, total, out, out, groups, dim, kv_heads, of_row, of_head, 0, 0,
+            LSE=False, SPLITS=splits, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=block_d, num_warps=4,
         )  # fmt: skip
     return out
+
+
+def attend_shared(
+    q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """As lkv.blocks.attend_shared; the log-sum-exp is always there."""
+    rows, heads, _, dim = q.shape
+    kv_heads, room = keys.shape[1], keys.shape[2]
+    groups = heads // kv_heads
+    block_n, block_m = 64 if dim <= 128 else 32, 64
+    programs = triton.cdiv(rows * groups, block_m) * kv_heads
+    splits = max(1, min(triton.cdiv(PROGRAMS, programs), triton.cdiv(room, 2 * block_n), 64))
+    out, lse = q.new_empty(rows, 1, heads, dim), torch.empty(1, heads, rows, device=q.device)
+    part = q.new_empty(rows, kv_heads, splits, groups, dim, dtype=torch.float32)
+    top = q.new_empty(rows, kv_heads, splits, groups, dtype=torch.float32)
+    total = torch.empty_like(top)
+    block_d = max(16, triton.next_power_of_2(dim))
+    _shared[(programs, splits)](
+        q, keys, values, slots, part, top, total, scaling * LOG2E, rows, groups, dim, kv_heads,
+        *q.stride()[:2], *keys.stride()[1:3], *values.stride()[1:3],
+        SPLITS=splits, BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_R=triton.next_power_of_2(rows),
+        BLOCK_D=block_d, DOT=dot_type(q.dtype), num_warps=4,
+    )  # fmt: skip
+    _combine[(rows * heads,)](
+        part, top, total, out, lse, groups, dim, kv_heads, out.stride(0), out.stride(2),
+        lse.stride(2), lse.stride(1),
+        LSE=True, SPLITS=splits, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=block_d, num_warps=4,
+    )  # fmt: skip
+    return out, lse
