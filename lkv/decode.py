@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -129,12 +129,16 @@ def _sizes(like: Row, rows: int, width: int) -> list[int]:
     return [rows * k.shape[0] * width * k.shape[2] for k in like.keys]
 
 
-class _Pool:
-    """A model's storage, which grows when a shape asks for more, and on it the captured decoders by shape."""
+class Pool:
+    """A model's storage, which grows when a shape asks for more, and on it the captured decoders by shape.
+
+    `tails` are second passes (lkv.second) by adapter and by what else they were captured for.
+    """
 
     def __init__(self) -> None:
         self.storage: _Storage | None = None
         self.decoders: dict[tuple[int, int, bool, float], Decoder] = {}
+        self.tails: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
     def decoder(self, model: PreTrainedModel, like: Row, rows: int, width: int, record: bool) -> Decoder:
         temperature = 0.0 if record else like.temperature
@@ -150,7 +154,12 @@ class _Pool:
         return found
 
 
-_pools: WeakKeyDictionary[PreTrainedModel, _Pool] = WeakKeyDictionary()
+_pools: WeakKeyDictionary[PreTrainedModel, Pool] = WeakKeyDictionary()
+
+
+def pool(model: PreTrainedModel) -> Pool:
+    """What is kept on the device for a model, as long as it lives or until `forget`."""
+    return _pools.setdefault(model, Pool())
 
 
 def held_bytes(model: PreTrainedModel) -> int:
@@ -162,7 +171,7 @@ def held_bytes(model: PreTrainedModel) -> int:
 
 
 def forget(model: PreTrainedModel) -> None:
-    """Gives a model's storage for rows and its captured steps back."""
+    """Gives a model's storage for rows and its captured steps and passes back."""
     if _pools.pop(model, None) is not None:
         torch.cuda.empty_cache()
 
@@ -171,7 +180,7 @@ def _decoder(model: PreTrainedModel, rows: Sequence[Row], new: int, record: bool
     like, count, width = rows[0], len(rows), max(row.width for row in rows) + new
     if model.device.type == "cuda":  # few shapes to capture
         count, width = rounded_up(count), -(-width // 64) * 64
-    return _pools.setdefault(model, _Pool()).decoder(model, like, count, width, record)
+    return pool(model).decoder(model, like, count, width, record)
 
 
 def rounded_up(rows: int) -> int:

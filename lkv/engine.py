@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lkv import observe as maths
+from lkv import second
 from lkv.attention import Pass
 from lkv.cache import EvictableLayer, Row, entries, full_layers, prompt_cache
 from lkv.decode import Clock, no_clock
@@ -32,9 +33,11 @@ def prefill_scored(
 
     Observers that are rows of the pass itself are looked at as it goes, and a tail known ahead rides along
     (single pass): the scores of the entries that compete come second, [B, K, N'] a layer. None for other
-    methods, whose observers come after the prefill.
+    methods, whose observers come after the prefill, and where a second pass of the tail is faster.
     """
     observers = _riding(model, ids, method, clock, settings)
+    if second.instead(model, observers, *ids.shape):
+        observers = None
     if method is None or observers is None:
         with clock("prefill"):
             return prefill(model, ids, method.rows if method else (), **settings)[0], None
@@ -124,9 +127,12 @@ def prefill_layerwise(
 def score_errors(model: PreTrainedModel, ids: Tensor, method: Method, layers: Collection[int]) -> list[float]:
     """How far fused kernels' scores are from the reference's, relative, in some layers of a prefill.
 
-    Compared are the method's own scores where its observers ride along, else the last 32 rows' importance.
+    Compared are the method's own scores where its observers ride along, the importance where they look in a
+    second pass, else that of the last 32 rows.
     """
     observers = _riding(model, ids, method, no_clock, {}) or PromptRows(last=32)
+    if isinstance(observers, Tail) and second.instead(model, observers, *ids.shape):
+        return second.errors(prefill(model, ids)[0], observers, layers)
     length, errors = ids.shape[1], list[float]()
 
     def compare(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
@@ -196,7 +202,8 @@ def _importance(prefilled: Prefilled, observers: Observers) -> Importance:
     if isinstance(observers, PromptRows):
         return prefilled.seen[observers]
     if isinstance(observers, Tail):
-        return _with_beside(prefilled, observers, look(prefilled, observers))
+        again = second.look if second.looks_again(prefilled, observers) else look
+        return _with_beside(prefilled, observers, again(prefilled, observers))
     if isinstance(observers, Recorded):
         return _with_beside(prefilled, observers, _recorded(prefilled, observers))
     assert isinstance(observers, Ranking)

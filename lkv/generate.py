@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lkv import second
 from lkv.attention import Pass, observable
 from lkv.cache import full_layers, make_evictable
 from lkv.decode import decode
-from lkv.engine import check_budgets, observe, prefill_layerwise
+from lkv.engine import check_budgets, evicted, observe, prefill_layerwise, prefill_scored
 from lkv.errors import UserError
 from lkv.interface import Importance, Method, PromptRows
 from lkv.models import stop_ids
@@ -47,9 +48,12 @@ def generate(
     stop = stop_ids(model)
     with observable(model), torch.no_grad():
         start = _now(model)
-        prefilled, [row] = prefill_layerwise(
-            model, ids.to(model.device), method, budget, stop=stop, answer_tokens=max_new_tokens
-        )
+        ids, settings = ids.to(model.device), dict[str, Any](stop=stop, answer_tokens=max_new_tokens)
+        if second.launch_bound(model, *ids.shape):  # layer by layer there are more launches, little to save
+            prefilled, scores = prefill_scored(model, ids, method, **settings)
+            [row] = evicted(prefilled, scores, method, budget)
+        else:
+            prefilled, [row] = prefill_layerwise(model, ids, method, budget, **settings)
         ready = _now(model)
         answer = decode(model, [row], max_new_tokens, stop)
         seconds = _now(model) - ready

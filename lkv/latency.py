@@ -1,7 +1,8 @@
 """Latency: what each method adds to a plain prefill, phase by phase, interleaved in one process.
 
 Phases: prefill, rows (that ride along in a single pass, at the plain prefill's rate), lora (the adapter's
-products on them), observe, draft, select, compact; `total` is their sum and carries the overhead. first_token
+products on them), observe (a second pass of such rows with it), draft, select, compact; `total` is their sum
+and carries the overhead. first_token
 and decode_token are the first and the later decode steps from the kept cache, decode_batch a step of as many
 rows as fit. On CUDA phases are timed by events, so that nothing waits between them.
 """
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lkv import device as devices
+from lkv import second
 from lkv.cache import Row, entry_bytes
 from lkv.data.documents import haystack
 from lkv.decode import Clock, decode, forget, held_bytes
@@ -165,12 +167,18 @@ def measure(
         prefilled, rows = prefill_layerwise(model, ids, first, budget, watch)
     else:
         prefilled, scores = prefill_scored(model, ids, first, watch)
+        if scores is None:  # a tail that is known ahead may yet be read in a second pass
+            ridden.clear()
         for (method, budget), clock in zip(cells, clocks, strict=True):
             # A copy each: the model's own answer, once drafted, would cost the next budget nothing.
             rows += evicted(replace(prefilled), scores, method, budget, clock)
         del scores
     shared = watch.totals()
-    peak = torch.cuda.max_memory_allocated() - held_bytes(model) if cuda else math.nan
+    peak = math.nan
+    if cuda:  # what is kept between runs is the method's own only where it looked in a second pass
+        again = first is not None and first.ahead is not None and not ridden
+        kept = held_bytes(model) + (0 if again else second.held_bytes(model))
+        peak = torch.cuda.max_memory_allocated() - kept
     del prefilled
     runs = {}
     for (method, budget), clock, row in zip(cells, clocks, rows, strict=True):
@@ -185,7 +193,8 @@ def measure(
         start, *later = steps.laps()["decode_token"]
         run.seconds |= {"first_token": start, "decode_token": float(np.median(later))}
         if cuda:  # the row is there twice, kept and in the storage that it is decoded from
-            run.peak_decode = torch.cuda.max_memory_allocated() - held_bytes(model)
+            kept = held_bytes(model) + second.held_bytes(model)
+            run.peak_decode = torch.cuda.max_memory_allocated() - kept
         runs[_name(method), budget] = run
     return runs
 
@@ -261,12 +270,12 @@ def latency(
             for i, (together, way, of_cell) in enumerate(cells):
                 for method in together:
                     for budget in of_cell:
-                        facts = timing.facts(method, way, budget, length)
+                        measured = runs[i, _name(method), budget]
+                        facts = timing.facts(method, way, budget, length, measured)
                         if 0 in failed or i in failed:  # without a plain prefill nothing can be compared
                             why = failed.get(i, "plain prefill: " + failed.get(0, "failed"))
                             rows.append({**facts, "phase": "total", "status": why})
                             continue
-                        measured = runs[i, _name(method), budget]
                         rows += timing.phases(facts, method, budget, length, measured, runs[0, FULL, 0])
                         if method in batched and (most := rows[-1]["max_batch"]) and way == "whole":
                             rows.append(batch_row(timing, facts, prompt, method, budget, most))
@@ -344,10 +353,12 @@ class _Timing:
     def shape(self) -> Shape:
         return shape_of(self.loaded.model)
 
-    def facts(self, method: Method | None, way: str, budget: int, length: int) -> dict[str, Any]:
+    def facts(
+        self, method: Method | None, way: str, budget: int, length: int, runs: Sequence[Run]
+    ) -> dict[str, Any]:
         named = [implementation(self.loaded.model)]
         if method is not None and method.ahead is not None and rides_along(self.loaded.model):
-            named.append("single pass")
+            named.append("single pass" if not runs or runs[0].ridden else "second pass")
         if way == "layerwise":
             named.append("layer by layer")
         return {

@@ -242,7 +242,8 @@ def test_a_token_attends_to_its_rows_own_entries(shape: Any, dtype: torch.dtype)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(32, 9, 3, 700, 64), (8, 4, 4, 40, 16), (5, 2, 1, 90, 256), (40, 8, 2, 300, 80), (1, 2, 2, 65, 32)]
+    "shape",
+    [(32, 9, 3, 700, 64), (8, 4, 4, 40, 16), (5, 2, 1, 90, 256), (40, 8, 2, 300, 80), (1, 2, 2, 65, 32)],
 )
 def test_rows_that_share_a_cache_attend_to_all_before_them_whatever_lies_behind(
     shape: Any, dtype: torch.dtype

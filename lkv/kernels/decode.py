@@ -127,7 +127,8 @@ def _combine(
     row, of_row = head // (K * G), head % (K * G)
     tl.store(out_ptr + row * stride_ob + of_row * stride_oh + dims, out, mask=dims < D)
     if LSE:
-        tl.store(lse_ptr + row * stride_lb + of_row * stride_lh, (highest + tl.log2(total)) / LOG2E)
+        lse = (highest + tl.log2(total)) * 0.6931471805599453  # log 2: from base 2 to base e
+        tl.store(lse_ptr + row * stride_lb + of_row * stride_lh, lse)
 
 
 def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float) -> Tensor:
@@ -178,7 +179,7 @@ def attend_shared(
         q, keys, values, slots, part, top, total, scaling * LOG2E, rows, groups, dim, kv_heads,
         *q.stride()[:2], *keys.stride()[1:3], *values.stride()[1:3],
         SPLITS=splits, BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_R=triton.next_power_of_2(rows),
-        BLOCK_D=block_d, DOT=dot_type(q.dtype), num_warps=4,
+        BLOCK_D=block_d, DOT=dot_type(q.dtype), num_warps=4, num_stages=2,
     )  # fmt: skip
     _combine[(rows * heads,)](
         part, top, total, out, lse, groups, dim, kv_heads, out.stride(0), out.stride(2),

@@ -1,0 +1,239 @@
+"""Promises of the second pass: it sees what a tail that rides along sees, whatever was read before."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+from weakref import ref
+
+import pytest
+import torch
+from conftest import observed
+from test_lookahead import llama, trained_like
+from torch import Tensor
+
+from lkv import decode as decoding
+from lkv import engine, kernels, registry, second
+from lkv.engine import evicted, look, observe, prefill_scored, score_errors
+from lkv.generate import evicting, generate
+from lkv.interface import PromptRows, Tail
+from lkv.latency import ADDED, latency
+from lkv.models import Loaded
+from lkv.prefill import Prefilled, extend, prefill
+from lkv.second import SecondPass
+from lkv.tiny import tiny_tokenizer
+
+LENGTHS = (150, 64, 97, 128)  # one storage, longer prompts first: what they leave must not be seen
+
+
+def drawn(length: int, batch: int = 1) -> Tensor:
+    return torch.randint(0, 250, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+def close(ours: Any, theirs: Any, bound: float = 4e-6) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.shape == other.shape
+        assert (mine - other).abs().max() <= bound
+
+
+def bound_by_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a small model is on a GPU."""
+    monkeypatch.setattr(second, "launch_bound", lambda model, batch, tokens: batch == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prompts_of_any_length_see_through_one_storage_what_a_tail_that_rides_along_sees(
+    model: Any, dtype: torch.dtype
+) -> None:
+    model.to(dtype)
+    adapter = trained_like(model).to(dtype).requires_grad_(False)
+    tail, passing = adapter.tail(), None
+    for length in LENGTHS:
+        plain, _ = prefill(model, drawn(length))
+        before = [layer.keys.clone() for layer in plain.cache.layers]
+        passing = passing or SecondPass(model, tail, plain.cache, 160)
+        passing.load(plain, tail)
+        _, riding = prefill(model, drawn(length), tail=tail)
+        close(passing.run()[..., :length], riding)
+        close(second.look(plain, tail), riding)
+        for layer, keys in zip(plain.cache.layers, before, strict=True):
+            assert torch.equal(layer.keys, keys), "the prompt's cache was written to"
+
+
+def test_another_adapters_tokens_and_more_observers_than_one_kind_look_alike(
+    model: Any, prompt: Tensor
+) -> None:
+    plain, _ = prefill(model, prompt)
+    for seed, tokens in ((3, 6), (4, 17)):
+        adapter = trained_like(model, seed=seed, tokens=tokens).requires_grad_(False)
+        for over in ("mean", "max"):
+            tail = Tail(adapter.tokens[None], adapter=adapter, over=over)
+            close(second.look(plain, tail), look(plain, tail))
+
+
+@pytest.mark.parametrize("recipe", ["lookaheadkv", "beside"])
+def test_the_pipeline_keeps_what_it_keeps_of_a_single_pass(
+    model: Any, prompt: Tensor, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = trained_like(model).requires_grad_(False)
+    method = adapter.method(beside=PromptRows(8) if recipe == "beside" else None)
+    prefilled, scores = prefill_scored(model, prompt, method)
+    assert scores is not None
+    [truth] = evicted(prefilled, scores, method, 40)
+    bound_by_launches(monkeypatch)
+    monkeypatch.setattr(engine, "look", None)  # not the eager pass
+    prefilled, scores = prefill_scored(model, prompt, method)
+    assert scores is None
+    [row] = evicted(prefilled, scores, method, 40)
+    assert row.token == truth.token and row.position == truth.position
+    for mine, theirs in zip((*row.keys, *row.values), (*truth.keys, *truth.values), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
+
+
+def test_a_follow_up_turn_on_an_evicted_cache_is_looked_at_where_it_stands(
+    model: Any, prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = trained_like(model).requires_grad_(False)
+    method = adapter.method()
+    prefilled, _ = prefill(model, prompt)
+    kept = engine.select(observe(prefilled, method, [40])[0], method.recipe, 40, prefilled.kv_heads)
+    whole = extend(prefilled, kept, drawn(30))
+    assert whole.length > whole.stored(0)
+    [truth] = observe(whole, method, [40])
+    bound_by_launches(monkeypatch)
+    monkeypatch.setattr(engine, "look", None)
+    [ours] = observe(whole, method, [40])
+    close(ours, truth)
+
+
+def test_answers_are_the_same_through_the_engine_and_through_the_models_own_generate(
+    model: Any, prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = trained_like(model).requires_grad_(False).method()
+    truth = generate(model, prompt, method, 40, 12)
+    bound_by_launches(monkeypatch)
+    monkeypatch.setattr(engine, "look", None)
+    ours = generate(model, prompt, method, 40, 12)
+    assert ours.tokens == truth.tokens
+    assert (ours.kept, ours.cache_bytes, ours.full_cache_bytes) == (
+        truth.kept,
+        truth.cache_bytes,
+        truth.full_cache_bytes,
+    )
+    with evicting(model, method, 40):
+        out = model.generate(prompt, max_new_tokens=12, do_sample=False)
+    own = out[0, prompt.shape[1] :].tolist()
+    assert own[: len(ours.tokens)] == ours.tokens
+
+
+def test_latency_counts_all_of_it_as_what_the_method_adds(
+    prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(observed("llama"), tiny_tokenizer(), "tiny", "0", frozenset())
+    method = trained_like(loaded.model).requires_grad_(False).method()
+    bound_by_launches(monkeypatch)
+    looked: list[float] = []
+
+    def slow(prefilled: Prefilled, tail: Tail) -> Any:
+        start = time.perf_counter()
+        time.sleep(0.05)
+        seen = real(prefilled, tail)
+        looked.append(time.perf_counter() - start)
+        return seen
+
+    real = second.look
+    monkeypatch.setattr(second, "look", slow)
+    given = {prompt.shape[1]: prompt[0].tolist()}, [None, method], [48], {prompt.shape[1]: 1}, 0, "s"
+    [rows] = latency(loaded, *given, ways=("whole", "layerwise"))
+    whole, layered = (
+        {row["phase"]: row for row in rows if row["implementation"] == f"torch, {name}"}
+        for name in ("second pass", "single pass, layer by layer")
+    )
+    assert not {"rows", "lora"} & set(whole) and {"rows", "lora"} <= set(layered)
+    assert len(looked) == 1 and whole["observe"]["median_ms"] >= 1e3 * looked[0]
+    added = sum(row["median_ms"] for phase, row in whole.items() if phase in ADDED)
+    assert whole["total"]["overhead_ms"] == pytest.approx(added)
+
+
+def test_what_a_second_pass_does_not_take_is_looked_at_as_before(
+    prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = observed("llama")
+    adapter = trained_like(model).requires_grad_(False)
+    plain, _ = prefill(model, prompt)
+    assert not second.looks_again(plain, adapter.tail()), "a CPU is not bound by launches"
+    bound_by_launches(monkeypatch)
+    assert second.looks_again(plain, adapter.tail())
+    two, _ = prefill(model, torch.cat([prompt, prompt]))
+    assert not second.looks_again(two, adapter.tail(2)), "two prompts"
+    assert prefill_scored(model, two.ids, adapter.method())[1] is not None, "they let a tail ride along"
+    for tail in (Tail(prompt[:, :4]), Tail(adapter.tokens[None]), engine.answer_tail(plain)):
+        assert not second.looks_again(plain, tail), "not the same tail after every prompt"
+    pyramid = registry.get("pyramidkv")
+    seen, _ = prefill(model, prompt, pyramid.rows)
+    [importance] = observe(seen, pyramid, [40])
+    uneven = extend(seen, engine.select(importance, pyramid.recipe, 40, seen.kv_heads), drawn(5))
+    assert not second.looks_again(uneven, adapter.tail()), "layers of unequal length"
+    close(observe(uneven, adapter.method(), [40])[0], look(uneven, adapter.tail()))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "longest"),
+    [
+        ("SmolLM2-135M", (576, 1536, 9, 3, 64), 8192),
+        ("Llama-3.2-1B", (2048, 8192, 32, 8, 64), 2048),
+        ("Llama-3.1-8B", (4096, 14336, 32, 8, 128), 512),
+    ],
+)
+def test_small_models_are_bound_by_launches_and_big_ones_by_work(
+    name: str, sizes: tuple[int, ...], longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, intermediate, heads, kv_heads, dim = sizes
+    model = llama(hidden, intermediate, 2, heads, kv_heads, dim, 100)
+    assert not second.launch_bound(model, 1, 8)
+    monkeypatch.setattr(second, "implementation", lambda _: "fused")
+    assert second.launch_bound(model, 1, longest)
+    assert not second.launch_bound(model, 2, 8)
+    assert second.launch_bound(model, 1, 2 * longest) == (name == "SmolLM2-135M")
+    assert not second.launch_bound(model, 1, 8 * longest)
+
+
+def test_neither_model_nor_adapter_is_kept_alive_by_what_was_captured_for_them(prompt: Tensor) -> None:
+    model = observed("llama")
+    adapter = trained_like(model).requires_grad_(False)
+    plain: Prefilled | None = prefill(model, prompt)[0]
+    assert plain is not None
+    passing = SecondPass(model, adapter.tail(), plain.cache, 160)
+    decoding.pool(model).tails.setdefault(adapter, {})[6, "mean", 160] = passing  # as on CUDA
+    assert second.held_bytes(model) == passing.storage.numel() * 4
+    gone = ref(adapter), ref(model)
+    del adapter
+    gc.collect()
+    assert gone[0]() is None and second.held_bytes(model) == 0
+    del model, plain
+    gc.collect()
+    assert gone[1]() is None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_fused_second_pass_sees_what_plain_torch_sees(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is off where there is a GPU")
+    model = observed(family)
+    adapter = trained_like(model, tokens=8).requires_grad_(False)
+    tail, passing = adapter.tail(), None
+    for length in (90, 70):
+        plain, riding = prefill(model, drawn(length), tail=tail)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "usable", lambda tensor, head_dim=0: True)
+            passing = passing or SecondPass(model, tail, plain.cache, 96)
+            passing.load(plain, tail)
+            close(passing.run()[..., :length], riding, 1e-4)
+            bound_by_launches(patch)
+            patch.setattr(second, "LEAST_WIDTH", 64)
+            found = score_errors(model, drawn(length), adapter.method(), {0, 2})
+            assert len(found) == 4 and max(found) <= 1e-3
