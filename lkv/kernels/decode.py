@@ -167,7 +167,8 @@ def attend_shared(
     rows, heads, _, dim = q.shape
     kv_heads, room = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads
-    block_n, block_m = 64 if dim <= 128 else 32, 64
+    block_n = 64 if dim <= 128 else 32
+    block_m = 16 if q.dtype == torch.float32 else 64  # without tensor cores more does not fit into registers
     programs = triton.cdiv(rows * groups, block_m) * kv_heads
     splits = max(1, min(triton.cdiv(PROGRAMS, programs), triton.cdiv(room, 2 * block_n), 64))
     out, lse = q.new_empty(rows, 1, heads, dim), torch.empty(1, heads, rows, device=q.device)
