@@ -29,8 +29,8 @@ from lkv.interface import Adapter, Importance, Tail
 from lkv.observe import Sight
 from lkv.prefill import Prefilled, embedded
 
-# Multiply-adds of a prompt in the linears of a layer: an H100 does as many in a millisecond, which is what the
-# launches of a layer with a tail take. Beyond, they hide behind the work, unless the host is slow
+# Multiply-adds of a prompt in the linears of a layer: an H100 does as many in a millisecond, which is what
+# the launches of a layer with a tail take. Beyond, they hide behind the work, unless the host is slow
 # (docs/performance.md).
 LAUNCH_BOUND = 1 << 38
 LEAST_WIDTH = 1024  # entries; widths are powers of two: few to capture
