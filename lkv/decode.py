@@ -164,10 +164,10 @@ def pool(model: PreTrainedModel) -> Pool:
 
 def held_bytes(model: PreTrainedModel) -> int:
     """Size of the storage that a model's rows are decoded on."""
-    pool = _pools.get(model)
-    if pool is None or pool.storage is None:
+    kept = _pools.get(model)
+    if kept is None or kept.storage is None:
         return 0
-    return tensor_bytes((*pool.storage.keys, *pool.storage.values))
+    return tensor_bytes((*kept.storage.keys, *kept.storage.values))
 
 
 def forget(model: PreTrainedModel) -> None:

@@ -92,9 +92,9 @@ def prefill_layerwise(
     """
     if method is not None:
         check_budgets(method, [budget])
-    observers = _riding(model, ids, method, clock, settings)
     length = ids.shape[1]
-    if method is None or observers is None or budget >= length:
+    observers = _riding(model, ids, method, clock, settings) if budget < length else None
+    if method is None or observers is None:
         prefilled, scores = prefill_scored(model, ids, method, clock, **settings)
         return prefilled, evicted(prefilled, scores, method, budget, clock)
     cache = prompt_cache(model.config)
@@ -202,8 +202,8 @@ def _importance(prefilled: Prefilled, observers: Observers) -> Importance:
     if isinstance(observers, PromptRows):
         return prefilled.seen[observers]
     if isinstance(observers, Tail):
-        again = second.look if second.looks_again(prefilled, observers) else look
-        return _with_beside(prefilled, observers, again(prefilled, observers))
+        looking = second.look if second.looks_again(prefilled, observers) else look
+        return _with_beside(prefilled, observers, looking(prefilled, observers))
     if isinstance(observers, Recorded):
         return _with_beside(prefilled, observers, _recorded(prefilled, observers))
     assert isinstance(observers, Ranking)

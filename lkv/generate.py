@@ -49,7 +49,8 @@ def generate(
     with observable(model), torch.no_grad():
         start = _now(model)
         ids, settings = ids.to(model.device), dict[str, Any](stop=stop, answer_tokens=max_new_tokens)
-        if second.launch_bound(model, *ids.shape):  # layer by layer there are more launches, little to save
+        # A second pass needs the whole cache, which is small where launches are what a prefill waits for.
+        if method is not None and method.ahead is not None and second.launch_bound(model, *ids.shape):
             prefilled, scores = prefill_scored(model, ids, method, **settings)
             [row] = evicted(prefilled, scores, method, budget)
         else:

@@ -2,9 +2,9 @@
 
 Phases: prefill, rows (that ride along in a single pass, at the plain prefill's rate), lora (the adapter's
 products on them), observe (a second pass of such rows with it), draft, select, compact; `total` is their sum
-and carries the overhead. first_token
-and decode_token are the first and the later decode steps from the kept cache, decode_batch a step of as many
-rows as fit. On CUDA phases are timed by events, so that nothing waits between them.
+and carries the overhead. first_token and decode_token are the first and the later decode steps from the kept
+cache, decode_batch a step of as many rows as fit. On CUDA phases are timed by events, so that nothing waits
+between them.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def measure(
     clocks = [Stopwatch(model.device) for _ in cells]
     first = timed(methods[0], watch, ridden)
     rows: list[Row] = []
-    if way == "layerwise":
+    if way == "layerwise" and budgets[0] < ids.shape[1]:  # larger ones evict nothing, in whichever way
         [(_, budget)] = cells  # layer by layer, each budget has a prefill of its own
         prefilled, rows = prefill_layerwise(model, ids, first, budget, watch)
     else:

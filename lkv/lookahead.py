@@ -74,6 +74,7 @@ class LookaheadKV(nn.Module):
         self.card: dict[str, Any] = {}
         self._places = {path: i for i, path in enumerate(self.paths)}
         self._stacks: dict[tuple[Any, ...], Tensor] = {}
+        self._fitted: dict[tuple[torch.device, torch.dtype], LookaheadKV] = {}
 
     @classmethod
     def create(
@@ -286,7 +287,12 @@ class LookaheadKV(nn.Module):
         self.check_fits(model)
         if self.tokens.device == model.device and self.tokens.dtype == model.dtype:
             return self
-        return copy.deepcopy(self).to(device=model.device, dtype=model.dtype)
+        if self.tokens.requires_grad:
+            return copy.deepcopy(self).to(device=model.device, dtype=model.dtype)
+        key = (model.device, model.dtype)  # the same copy each time: passes are captured by adapter
+        if key not in self._fitted:
+            self._fitted[key] = copy.deepcopy(self, {id(self._fitted): {}}).to(*key)
+        return self._fitted[key]
 
     def check_fits(self, model: PreTrainedModel) -> None:
         """Raises UserError unless the adapter was trained for this very model."""

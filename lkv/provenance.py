@@ -25,7 +25,8 @@ PACKAGES = (
 )  # fmt: skip
 FROM_CARD = (
     "trained_on", "steps", "samples", "kl_first", "kl_last", "held_out_kl_before", "held_out_kl_after",
-    "held_out_recall", "tokens", "lora", "loss", "parameters", "data_sha256", "sha256",
+    "held_out_recall", "tokens", "lora", "loss", "parameters", "schedule", "commit", "device", "data_sha256",
+    "sha256",
 )  # fmt: skip
 
 

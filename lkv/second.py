@@ -38,8 +38,12 @@ LEAST_WIDTH = 1024  # entries; widths are powers of two: few to capture
 
 def launch_bound(model: PreTrainedModel, batch: int, tokens: int) -> bool:
     """Whether a prefill [batch, tokens] waits for launches more than for arithmetic: of one prompt, short for
-    the size of the model's layers, on the fused kernels of CUDA."""
-    if batch != 1 or implementation(model) != "fused":
+    the size of the model's layers, on the fused kernels of CUDA.
+
+    Rotations that depend on the longest position so far are left out: a capture cannot ask for it.
+    """
+    rope = str(getattr(model.config.get_text_config(), "rope_parameters", None))
+    if batch != 1 or implementation(model) != "fused" or "dynamic" in rope or "longrope" in rope:
         return False
     layer = model.base_model.get_submodule("layers.0")
     return tokens * sum(weight.numel() for weight in layer.parameters()) <= LAUNCH_BOUND
@@ -87,17 +91,17 @@ def errors(prefilled: Prefilled, tail: Tail, layers: Collection[int]) -> list[fl
 
 
 def _loaded(prefilled: Prefilled, tail: Tail) -> SecondPass:
-    """The pass for a tail and a prompt's length, captured if it is the first, with the prompt in it."""
+    """The pass for a tail and a prompt's length, with the prompt in it. On CUDA it is captured when it is
+    asked for again: for one prompt alone a capture takes longer than it saves."""
     model, adapter = prefilled.model, tail.adapter
     assert adapter is not None
     width = max(LEAST_WIDTH, 1 << (prefilled.stored(0) - 1).bit_length())
     passes, key = pool(model).tails.setdefault(adapter, {}), (tail.rows, tail.over, width)
     found = passes.get(key)
     if found is None:
-        found = SecondPass(model, tail, prefilled.cache, width)
-        if found.graph is not None:
-            passes[key] = found
-    assert isinstance(found, SecondPass)
+        found = passes[key] = SecondPass(model, tail, prefilled.cache, width)
+    elif found.graph is None and model.device.type == "cuda":
+        found.capture()
     found.load(prefilled, tail)
     return found
 
@@ -108,8 +112,9 @@ def held_bytes(model: PreTrainedModel) -> int:
 
 
 class SecondPass:
-    """A tail of `rows` tokens over the cache of any prompt of up to `width` entries; captured on CUDA."""
+    """A tail of `rows` tokens over the cache of any prompt of up to `width` entries."""
 
+    @torch.inference_mode(False)  # tensors made in that mode could not be written to outside it
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, tail: Tail, like: Cache, width: int) -> None:
         assert tail.adapter is not None
@@ -125,8 +130,11 @@ class SecondPass:
         self.hidden = embedded(model, tail).transpose(0, 1).clone()  # [rows, 1, hidden]
         self.position = torch.zeros(tail.rows, 1, dtype=torch.long, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        if device.type == "cuda":
-            self.graph, self.seen = capture(self._run)
+
+    @torch.inference_mode(False)
+    def capture(self) -> None:
+        """From here on `run` replays a graph."""
+        self.graph, self.seen = capture(self._run)
 
     @torch.no_grad()
     def load(self, prefilled: Prefilled, tail: Tail) -> None:

@@ -59,6 +59,10 @@ def test_prompts_of_any_length_see_through_one_storage_what_a_tail_that_rides_al
         close(second.look(plain, tail), riding)
         for layer, keys in zip(plain.cache.layers, before, strict=True):
             assert torch.equal(layer.keys, keys), "the prompt's cache was written to"
+    assert [len(passes) for passes in decoding.pool(model).tails.values()] == [1]
+    assert second.held_bytes(model) > 0
+    decoding.forget(model)
+    assert second.held_bytes(model) == 0
 
 
 def test_another_adapters_tokens_and_more_observers_than_one_kind_look_alike(
@@ -156,6 +160,43 @@ def test_latency_counts_all_of_it_as_what_the_method_adds(
     assert whole["total"]["overhead_ms"] == pytest.approx(added)
 
 
+def test_a_budget_that_evicts_nothing_counts_no_rows_that_did_not_ride_along(
+    prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(observed("llama"), tiny_tokenizer(), "tiny", "0", frozenset())
+    method, length = trained_like(loaded.model).requires_grad_(False).method(), prompt.shape[1]
+    given = {length: prompt[0].tolist()}, [None, method], [length], {length: 1}, 0, "s"
+    for name in ("single pass", "second pass"):
+        [rows] = latency(loaded, *given, ways=("layerwise",))
+        phases = {row["phase"] for row in rows if row["implementation"].startswith(f"torch, {name}")}
+        assert "total" in phases and ("rows" in phases) == (name == "single pass")
+        bound_by_launches(monkeypatch)
+
+
+def test_a_rotation_that_asks_for_the_longest_position_is_not_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = observed("llama")
+    monkeypatch.setattr(second, "implementation", lambda _: "fused")
+    assert second.launch_bound(model, 1, 8)
+    monkeypatch.setitem(model.config.rope_parameters, "rope_type", "dynamic")
+    assert not second.launch_bound(model, 1, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures need a GPU")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_from_the_second_prompt_of_a_width_on_a_graph_sees_what_a_riding_tail_sees(mode: Any) -> None:
+    model = observed("llama").to("cuda")
+    adapter = trained_like(model).requires_grad_(False)
+    tail = adapter.tail()
+    for at, length in enumerate(LENGTHS):
+        with mode():
+            plain, riding = prefill(model, drawn(length).to("cuda"), tail=tail)
+            close(second.look(plain, tail), riding, 1e-3)
+        [passing] = decoding.pool(model).tails[adapter].values()
+        assert (passing.graph is not None) == (at > 0)
+
+
 def test_what_a_second_pass_does_not_take_is_looked_at_as_before(
     prompt: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +246,7 @@ def test_neither_model_nor_adapter_is_kept_alive_by_what_was_captured_for_them(p
     plain: Prefilled | None = prefill(model, prompt)[0]
     assert plain is not None
     passing = SecondPass(model, adapter.tail(), plain.cache, 160)
-    decoding.pool(model).tails.setdefault(adapter, {})[6, "mean", 160] = passing  # as on CUDA
+    decoding.pool(model).tails.setdefault(adapter, {})[6, "mean", 160] = passing
     assert second.held_bytes(model) == passing.storage.numel() * 4
     gone = ref(adapter), ref(model)
     del adapter

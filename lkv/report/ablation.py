@@ -52,7 +52,7 @@ def ablation(results_dir: Path) -> Figure:
     handles = [Line2D([], [], **look, ls="", label=f"C = {b}") for b, look in looks.items()]
     caption = (
         f"Left: an arm's score minus that of {own}, sample by sample; bars: "
-        f"{100 * LEVEL:g} % intervals; what stands clear of the line differs. Right: on held-out training "
+        f"{100 * LEVEL:g} % intervals over samples, not over trainings. Right: on held-out training "
         "prompts, the share of the entries that the answer looks at most which the modules rank highest; "
         f"arms without a point share another arm's modules. {BUDGET}."
     )

@@ -79,9 +79,13 @@ def measured(evidence: Evidence) -> list[str]:
         *(f"- Read beside it, `{name}`: {made_on(facts)}." for name, facts in evidence.beside.items()),
         f"- Models: {', '.join(known.get('models') or {}) or 'none but shapes with random weights'}.",
     ]
+    if arms := known.get("ablation"):  # evaluated elsewhere
+        lines.insert(1, f"- Its arms' scores (`ablation.csv`): {made_on(arms)}.")
     alike: dict[str, list[str]] = {}
     for name, facts in (known.get("adapters") or {}).items():
         how = f"{facts.get('trained_on') or 'unknown prompts'}; {facts.get('steps') or '?'} steps"
+        if facts.get("commit"):
+            how += f"; {facts.get('device')}, commit {facts['commit'][:10]}"
         alike.setdefault(how, []).append(f"`{name}`")
     lines += [wrapped(f"- Modules {', '.join(names)}: {how}.", indent="  ") for how, names in alike.items()]
     if known.get("note"):

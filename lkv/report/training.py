@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNEQUAL = 4  # times as many steps as the shortest run: from there on steps are on a log scale
+UNEQUAL = 4  # times as many steps as the shortest run: with more, steps are on a log scale
 FEW = 3  # arms, up to which the held-out points have numbers beside them
 SMOOTH = 20  # the strong line is the mean over this part of the shortest run: one twentieth
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
