@@ -69,6 +69,7 @@ PLOTS = {
     "recall": ("recall",),
     "kept": ("kept",),
 }
+WITH_ARMS = ("averages", "accuracy")  # plots in which arms may stand beside the methods
 INSPECTED = ("recall", "kept")  # plots of a study whose config says `inspect`
 REPORTS = {"table1": ("pdf", "csv", "md", "tex", "html")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
 
@@ -508,9 +509,17 @@ def published(configured: str, root: Path = Path()) -> list[str]:
     return sorted(name for name in found if name != configured)
 
 
-def plotted(kind: str, study: str) -> list[str]:
-    """The result files that a plot of a study reads."""
-    return [str(stored(PATHS[key].format(study=study))) for key in PLOTS[kind]]
+def plotted(kind: str, study: str, config: Mapping[str, Any] | None = None) -> list[str]:
+    """The result files that a plot of a study reads: the configured one, or a published one as it is."""
+    files = [str(stored(PATHS[key].format(study=study))) for key in PLOTS[kind]]
+    return files + (beside_methods(study, config) if kind in WITH_ARMS else [])
+
+
+def beside_methods(study: str, config: Mapping[str, Any] | None = None, root: Path = Path()) -> list[str]:
+    """The file of the arms that stand beside the methods, where there are any."""
+    name = PATHS["ablation"].format(study=study)
+    there = (config["ablation"] or {}).get("beside") if config else (root / name).is_file()
+    return [name] if there else []
 
 
 def claimed(study: str, configured: str, root: Path = Path()) -> list[str]:
@@ -691,6 +700,9 @@ def _check_ablation(study: Mapping[str, Any], source: str) -> None:
         )
     if reference_arm(study) not in arms(study):
         raise one_of(f"arm in {source}, ablation.reference:", own["reference"], arms(study))
+    for name in own["beside"]:
+        if name not in own["arms"]:
+            raise one_of(f"arm in {source}, ablation.beside:", name, own["arms"])
     for key in ("tasks", "lengths"):
         _check_part(study, "ablation", key, own[key], source)
 

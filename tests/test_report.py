@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,33 @@ def test_the_markdown_table_has_the_figures_and_bold_on_the_best_evictor(table):
     assert bare["Full cache"] == ["75.0", "75.0", "–", "–"]  # bounds are never bold
     assert bare["Oracle"][0].strip("°") == "87.5"
     assert not any("**" in cell for name in ("Full cache", "Oracle") for cell in cells[name])
+
+
+def test_arms_stand_beside_the_methods_where_the_config_wants_them(study, tmp_path):
+    """The fixture's arm `short` has SnapKV's scores."""
+    root = shutil.copytree(study, tmp_path / "study")
+    facts = records.read_json(root / "provenance.json")
+    facts["config"] = {"ablation": {"beside": ["short"]}}
+    facts["adapters"]["tiny/short"] = {"trained_on": "few words", "steps": 3}
+    facts["ablation"] = {"device": "another CPU", "backend": "sdpa", "dtype": "float64"}
+    records.write_json(root / "provenance.json", facts)
+    write_table(root, tmp_path / "table1")
+    text = read(tmp_path / "table1", "md")
+    cells = markdown_cells(text)
+    ours, theirs = (
+        [re.match(r"[\d.]+", cell.strip("*"))[0] for cell in cells[name][:2]]
+        for name in ("LookaheadKV, short", "SnapKV")
+    )
+    assert ours == theirs
+    assert "°" not in "".join(cells["LookaheadKV, short"]), "it is compared with another arm"
+    assert "few words; 3 steps" in text and "another CPU, attention sdpa, float64" in text
+    drawn = averages(root)
+    assert "LookaheadKV, short" in [item.get_text() for item in drawn.legends[0].get_texts()]
+    assert "another CPU" in " ".join(drawn._supxlabel.get_text().split())
+    timed = pareto(root)
+    assert "short" not in " ".join(
+        item.get_text() for item in timed.findobj(lambda item: hasattr(item, "get_text"))
+    )
 
 
 def test_only_cells_with_lost_samples_have_a_dagger(table):

@@ -639,6 +639,19 @@ def test_the_arm_that_others_are_compared_with_comes_first(tiny: dict[str, Any])
         study.validate(tiny, ROOT)
 
 
+def test_arms_beside_the_methods_are_read_by_the_plots_of_scores(tiny: dict[str, Any]) -> None:
+    tiny["ablation"] = {"arms": {"n8": {"tokens": 8}}, "beside": ["n8"]}
+    config = study.validate(tiny, ROOT)
+    for kind in study.PLOTS:
+        reads = "results/tiny/ablation.csv" in study.plotted(kind, "tiny", config)
+        assert reads == (kind in ("averages", "accuracy", "ablation")), kind
+    config["ablation"]["beside"] = []
+    assert study.beside_methods("tiny", config) == []
+    tiny["ablation"]["beside"] = ["n9"]
+    with pytest.raises(UserError, match=r"ablation.beside: n9.*n8|n9.*n8"):
+        study.validate(tiny, ROOT)
+
+
 def test_an_arm_of_another_seed_is_trained_anew_on_the_same_prompts(tiny: dict[str, Any]) -> None:
     tiny["ablation"]["arms"] = {"again": {"seed": 7}}
     config = study.validate(tiny, ROOT)

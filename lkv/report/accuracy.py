@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lkv.report.figure import BUDGET, WIDTH, finish, line_look, method_handle, panels
-from lkv.report.note import setting
+from lkv.report.figure import BUDGET, WIDTH, finish, line_look, listing, method_handle, panels
+from lkv.report.note import arms_run, setting
 from lkv.report.source import Block, read_blocks, read_provenance
 from lkv.report.style import span, style
 from lkv.stats import LEVEL
@@ -68,13 +68,15 @@ def _finish(figure: Figure, blocks: Sequence[Block], results_dir: Path) -> Figur
     methods = dict.fromkeys(method for block in blocks for method in block.average["method"])
     several = any(block.average["budget"].nunique() > 2 for block in blocks)  # the full cache's 0 is one
     protocols = " and ".join(dict.fromkeys(block.protocol or "unnamed" for block in blocks))
+    provenance = read_provenance(results_dir)
     samples = span(n for block in blocks for n in block.rows.loc[block.rows["task"] != AVERAGE, "n"])
     caption = (
         "Look for the budget from which a method stays at the full cache's line. "
         f"{'Bands' if several else 'Bars'}: {100 * LEVEL:g} % bootstrap intervals of the evictors. "
-        f"{samples} samples a task. {BUDGET}. "
-        f"Protocol {protocols}; {setting(read_provenance(results_dir))}."
+        f"{samples} samples a task. {BUDGET}. Protocol {protocols}; {setting(provenance)}."
     )
+    if arms := [style(method).label for method in methods if "/" in method]:
+        caption += f" {listing(arms)}: other modules (ablation.csv), {setting(arms_run(provenance))}."
     return finish(figure, [method_handle(method) for method in methods], caption)
 
 

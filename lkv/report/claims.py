@@ -20,7 +20,7 @@ from lkv.claims.evidence import (
 )
 from lkv.claims.rules import Claim, judged
 from lkv.records import atomic_write
-from lkv.report.note import setting
+from lkv.report.note import arms_run, setting
 from lkv.study import PATHS
 
 INTRO = (
@@ -79,8 +79,8 @@ def measured(evidence: Evidence) -> list[str]:
         *(f"- Read beside it, `{name}`: {made_on(facts)}." for name, facts in evidence.beside.items()),
         f"- Models: {', '.join(known.get('models') or {}) or 'none but shapes with random weights'}.",
     ]
-    if arms := known.get("ablation"):  # evaluated elsewhere
-        lines.insert(1, f"- Its arms' scores (`ablation.csv`): {made_on(arms)}.")
+    if "ablation" in known:  # evaluated elsewhere
+        lines.insert(1, f"- Its arms' scores (`ablation.csv`): {made_on(arms_run(known))}.")
     alike: dict[str, list[str]] = {}
     for name, facts in (known.get("adapters") or {}).items():
         how = f"{facts.get('trained_on') or 'unknown prompts'}; {facts.get('steps') or '?'} steps"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lkv.report.source import Block
-from lkv.report.style import benchmark_label, length_label
+from lkv.report.style import benchmark_label, length_label, style
 from lkv.stats import LEVEL, REPEATS
 
 TIED, SHORT = "°", "†"
@@ -48,6 +48,7 @@ def note(
     paragraphs.append(("Tasks", _tasks(blocks)))
     paragraphs.append(("Protocol", _protocol(blocks)))
     paragraphs.append(("LookaheadKV's modules", _modules(blocks, provenance)))
+    paragraphs += _arms(blocks, provenance)
     paragraphs.append(("Run", _run(provenance)))
     return paragraphs
 
@@ -108,6 +109,23 @@ def _modules(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> str:
     return " ".join(
         (f"{name}: " if len(known) > 1 else "") + _training(facts) for name, facts in known.items()
     )
+
+
+def _arms(blocks: Sequence[Block], provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A paragraph for each arm among the methods: what other modules these are."""
+    adapters = provenance.get("adapters") or {}
+    places = [(block.model, m) for block in blocks for m in block.average["method"] if "/" in m]
+    found = {}
+    for model, method in dict.fromkeys(places):
+        facts = adapters.get(f"{model}/{method.partition('/')[2]}")
+        text = _training(facts) if facts else "other modules, or another use of them."
+        found[style(method).label] = f"{text} Evaluated on {setting(arms_run(provenance))}."
+    return list(found.items())
+
+
+def arms_run(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The facts of the run that scored the arms: the study's own, where nothing else is said."""
+    return provenance.get("ablation") or provenance
 
 
 def _training(facts: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ def pareto(results_dir: Path) -> Figure:
     """A panel for each model, benchmark, length and haystack; a line a method, a point a budget."""
     from matplotlib.figure import Figure
 
-    blocks = read_blocks(results_dir)
+    blocks = read_blocks(results_dir, arms=False)  # which were not timed
     path = results_dir / "latency.csv"
     frame = read_figures(path, LATENCY_COLUMNS, TEXT)
     timed = frame[(frame["phase"] == "total") & (frame["status"] == "ok") & (frame["method"] != "full")]

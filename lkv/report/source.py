@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
-from lkv.records import ACCURACY_COLUMNS, read_csv, read_json
+from lkv.records import ABLATION_COLUMNS, ACCURACY_COLUMNS, read_csv, read_json
 from lkv.report.style import benchmark_label, length_label, span
 from lkv.summarise import AVERAGE, BUILT_IN, belongs_to_its_task
 
@@ -66,15 +67,40 @@ class Block:
 
 def read_accuracy(results_dir: str | Path) -> pd.DataFrame:
     """accuracy.csv, whose text columns are text also where they are empty."""
-    frame = read_csv(Path(results_dir) / "accuracy.csv", ACCURACY_COLUMNS)
-    for column in TEXT_COLUMNS:
-        frame[column] = frame[column].fillna("").astype(str)
-    return frame
+    return _texts(read_csv(Path(results_dir) / "accuracy.csv", ACCURACY_COLUMNS))
 
 
-def read_blocks(results_dir: str | Path) -> list[Block]:
-    """accuracy.csv's blocks, in the order of the file."""
+def _texts(frame: pd.DataFrame) -> pd.DataFrame:
+    texts = {column: frame[column].fillna("").astype(str) for column in TEXT_COLUMNS}
+    return frame.assign(**texts)
+
+
+def _with_arms(frame: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
+    """With rows of the arms that the study's config wants beside the methods, each as a method of its own,
+    `lookaheadkv/ARM`. Their differences, which are from another arm, are left out."""
+    import pandas as pd
+
+    path, wanted = results_dir / "ablation.csv", beside(read_provenance(results_dir))
+    if not wanted or not path.is_file():
+        return frame
+    rows = read_csv(path, ABLATION_COLUMNS)
+    rows = rows[rows["arm"].isin(wanted)]
+    rows = rows.assign(method=rows["method"] + "/" + rows["arm"])
+    compared = [name for name in ACCURACY_COLUMNS if name.startswith(("diff_", "p_vs"))]
+    rows = rows.assign(**dict.fromkeys(compared, math.nan))[list(ACCURACY_COLUMNS)]
+    return pd.concat([frame, _texts(rows)], ignore_index=True)
+
+
+def beside(provenance: Mapping[str, Any]) -> list[str]:
+    """The arms that a study's config wants beside the methods."""
+    return list(((provenance.get("config") or {}).get("ablation") or {}).get("beside") or [])
+
+
+def read_blocks(results_dir: str | Path, arms: bool = True) -> list[Block]:
+    """accuracy.csv's blocks, in the order of the file; with `arms` those beside the methods as well."""
     frame = read_accuracy(results_dir)
+    if arms:
+        frame = _with_arms(frame, Path(results_dir))
     key = ["study", "model", "benchmark", "length", "protocol"]
     found = []
     for _, group in frame.groupby(key, sort=False):

@@ -53,10 +53,15 @@ BENCHMARKS = {"ruler": "RULER", "longbench": "LongBench"}
 
 
 def style(method: str) -> Style:
-    """The style of a method; one that has none gets its raw name and a look that its name decides."""
+    """The style of a method, or of an arm of it (`lookaheadkv/nolookups`). What has none gets its raw name;
+    what has no look of its own, one that its name decides.
+    """
     if method in STYLES:
         return STYLES[method]
     look = zlib.crc32(method.encode())
+    of, _, arm = method.partition("/")
+    if arm and of in STYLES:
+        return Style(f"{STYLES[of].label}, {arm}", "#8C3A00", "*>pX8"[look % 5], (0, (2, 1.2)))
     colour = ("#444444", "#7A4B00", "#4B0092")[look % 3]
     return Style(method, colour, "*>pX8"[look // 3 % 5], (0, (2 + look % 4, 1.5)))
 

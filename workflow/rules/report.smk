@@ -15,6 +15,7 @@ rule table:
         accuracy=PATHS.accuracy,
         paired=PATHS.paired,
         provenance=PATHS.provenance,
+        arms=study.beside_methods(STUDY, config),
     output:
         multiext("reports/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"),
         html=report("reports/table1.html", **study.shown("table1")),
@@ -32,7 +33,7 @@ rule table:
 
 rule plot:
     input:
-        lambda wildcards: study.plotted(wildcards.kind, STUDY),
+        lambda wildcards: study.plotted(wildcards.kind, STUDY, config),
     output:
         multiext("reports/{kind}", pdf=".pdf", png=".png"),
         svg=report("reports/{kind}.svg", **study.shown()),
@@ -53,6 +54,7 @@ use rule table as table_published with:
         accuracy="results/{published}/accuracy.csv",
         paired="results/{published}/paired.csv",
         provenance="results/{published}/provenance.json",
+        arms=lambda wildcards: study.beside_methods(wildcards.published),
     output:
         multiext(
             "reports/{published}/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"
