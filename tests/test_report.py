@@ -189,6 +189,7 @@ def test_arms_stand_beside_the_methods_where_the_config_wants_them(study, tmp_pa
     )
     assert ours == theirs
     assert "°" not in "".join(cells["LookaheadKV, short"]), "it is compared with another arm"
+    assert "LookaheadKV, short" in read(tmp_path / "table1", "html")
     assert "few words; 3 steps" in text and "another CPU, attention sdpa, float64" in text
     drawn = averages(root)
     assert "LookaheadKV, short" in [item.get_text() for item in drawn.legends[0].get_texts()]

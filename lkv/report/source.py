@@ -75,12 +75,13 @@ def _texts(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**texts)
 
 
-def _with_arms(frame: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
-    """With rows of the arms that the study's config wants beside the methods, each as a method of its own,
-    `lookaheadkv/ARM`. Their differences, which are from another arm, are left out."""
+def read_scores(results_dir: str | Path) -> pd.DataFrame:
+    """accuracy.csv and, of ablation.csv, the arms that the study's config wants beside the methods, each as a
+    method of its own, `lookaheadkv/ARM`. Their differences, which are from another arm, are left out."""
     import pandas as pd
 
-    path, wanted = results_dir / "ablation.csv", beside(read_provenance(results_dir))
+    frame = read_accuracy(results_dir)
+    path, wanted = Path(results_dir) / "ablation.csv", beside(read_provenance(results_dir))
     if not wanted or not path.is_file():
         return frame
     rows = read_csv(path, ABLATION_COLUMNS)
@@ -98,9 +99,7 @@ def beside(provenance: Mapping[str, Any]) -> list[str]:
 
 def read_blocks(results_dir: str | Path, arms: bool = True) -> list[Block]:
     """accuracy.csv's blocks, in the order of the file; with `arms` those beside the methods as well."""
-    frame = read_accuracy(results_dir)
-    if arms:
-        frame = _with_arms(frame, Path(results_dir))
+    frame = read_scores(results_dir) if arms else read_accuracy(results_dir)
     key = ["study", "model", "benchmark", "length", "protocol"]
     found = []
     for _, group in frame.groupby(key, sort=False):

@@ -14,7 +14,7 @@ from typing import Any
 from lkv.records import PAIRED_COLUMNS, atomic_write, read_csv, write_csv
 from lkv.report.note import SHORT, TIED, note
 from lkv.report.page import to_html
-from lkv.report.source import Block, read_accuracy, read_blocks, read_provenance, template
+from lkv.report.source import Block, read_blocks, read_provenance, read_scores, template
 from lkv.report.style import style
 from lkv.summarise import AVERAGE
 
@@ -85,7 +85,7 @@ def write_table(results_dir: str | Path, out_stem: str | Path) -> None:
         "pdf": to_pdf(table),
         "md": to_markdown(table).encode(),
         "tex": to_latex(table).encode(),
-        "html": to_html(read_accuracy(results_dir), table.note).encode(),
+        "html": to_html(read_scores(results_dir), table.note).encode(),
     }
     for suffix, content in rendered.items():
         with atomic_write(f"{out_stem}.{suffix}", "wb") as stream:
