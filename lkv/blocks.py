@@ -51,16 +51,18 @@ def rope_into(
     values: Tensor,
     slots: Tensor,
 ) -> Tensor:
-    """As rope for one token a row (Q = 1), its key and value written into entry slots[r] of [R, K, W, D].
-
-    Storage that rows share is expanded to them.
-    """
+    """As rope for one token a row (Q = 1), its key and value written into entry slots[r] of [R, K, W, D]."""
     q, k = rope(q, k, cos, sin, norms)
     rows = torch.arange(len(slots), device=slots.device)
-    if keys.stride(0) == 0:  # all rows write to the one there is
+    if shared(keys):  # all rows write to the one there is
         keys, values, rows = keys[:1], values[:1], torch.zeros_like(slots)
     keys[rows, :, slots], values[rows, :, slots] = k[:, :, 0], v[:, 0]
     return q
+
+
+def shared(keys: Tensor) -> bool:
+    """Whether rows share one storage [R, K, W, D], expanded to them: then they are tokens of one sequence."""
+    return keys.stride(0) == 0
 
 
 def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float) -> Tensor:
@@ -86,8 +88,8 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling:
 def attend_shared(
     q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor | None]:
-    """As attend_rows where all rows share their entries (keys expanded to them), and the rows' natural
-    log-sum-exp [1, H, R] float32 where the kernel gives it."""
+    """As attend_rows where all rows share their entries, and the rows' natural log-sum-exp [1, H, R] float32
+    where the kernel gives it."""
     return attend_rows(q, keys, values, slots, scaling), None
 
 

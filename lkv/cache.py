@@ -177,7 +177,7 @@ class RowsCache(Cache):
 
     keys and values are the storage, [R, K, W, D] a layer; slots int64 [L, R] are each row's next entries.
     A step reads nothing from it to the host, so that it can be captured and replayed. Rows may share one
-    storage, expanded to them: then they are tokens of one sequence, each in the place that its slot says.
+    storage (lkv.blocks.shared), each token in the place that its slot says.
     """
 
     def __init__(self, keys: Layers, values: Layers, windows: Sequence[int | None]) -> None:
@@ -185,10 +185,6 @@ class RowsCache(Cache):
         self.slots = torch.zeros(len(windows), keys[0].shape[0], dtype=torch.long, device=keys[0].device)
         layers = zip(keys, values, self.slots, windows, strict=True)
         super().__init__(layers=[_RowsLayer(*layer) for layer in layers])
-
-    @property
-    def shared(self) -> bool:
-        return self.keys[0].stride(0) == 0
 
     def visible(self, layer: int) -> Tensor:
         """What each row's newest token sees, itself included: boolean [R, 1, 1, W]."""

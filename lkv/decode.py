@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -23,6 +23,10 @@ from lkv.device import capture
 from lkv.errors import UserError
 from lkv.forward import states
 from lkv.sampling import drawn
+
+if TYPE_CHECKING:
+    from lkv.interface import Adapter
+    from lkv.second import SecondPass
 
 log = logging.getLogger("lkv")
 
@@ -132,13 +136,13 @@ def _sizes(like: Row, rows: int, width: int) -> list[int]:
 class Pool:
     """A model's storage, which grows when a shape asks for more, and on it the captured decoders by shape.
 
-    `tails` are second passes (lkv.second) by adapter and by what else they were captured for.
+    `tails` are second passes by adapter and by rows, how these are put together, and width.
     """
 
     def __init__(self) -> None:
         self.storage: _Storage | None = None
         self.decoders: dict[tuple[int, int, bool, float], Decoder] = {}
-        self.tails: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+        self.tails: WeakKeyDictionary[Adapter, dict[tuple[int, str, int], SecondPass]] = WeakKeyDictionary()
 
     def decoder(self, model: PreTrainedModel, like: Row, rows: int, width: int, record: bool) -> Decoder:
         temperature = 0.0 if record else like.temperature

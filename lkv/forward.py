@@ -127,7 +127,7 @@ def _loop(
             stored = carried.rows.keys[i], carried.rows.values[i]
             q = ops.rope_into(q, k, v, cos, sin, of_heads, *stored, carried.rows.slots[i])
             keys, given = stored[0], (q, *stored, carried.rows.slots[i], attn.scaling)
-            if carried.rows.shared:
+            if blocks.shared(keys):
                 out, lse = ops.attend_shared(*given)
             else:
                 out = ops.attend_rows(*given)

@@ -335,10 +335,9 @@ RULES = (
         "within each task: they say nothing of another training of the same arm, which moves scores by up "
         "to five points (docs/training.md). The main arm of an arms' row is the one that the others are "
         "compared with; where the study's own modules are trained for longer than its arms "
-        "(`ablation.reference`), it is "
-        "the arm that has their settings and is trained as long as the others. Latency: medians of the "
-        "repeats; the brackets go from the sum of the added phases' 10th percentiles to the sum of their "
-        "90th, a range of runs and no confidence interval.",
+        "(`ablation.reference`), it is the arm that has their settings and is trained as long as the "
+        "others. Latency: medians of the repeats; the brackets go from the sum of the added phases' 10th "
+        "percentiles to the sum of their 90th, a range of runs and no confidence interval.",
     ),
     (
         "Rule A, above",

@@ -4,7 +4,7 @@ scores   importance of prompt keys          lkv.observe.importance, lkv.select.c
 topk     the C best entries of each row     lkv.select.keep
 gather   kept entries of all layers         lkv.cache.gather
 blocks   norms, rotary positions, SwiGLU    lkv.blocks
-decode   one token a row, unequal lengths   lkv.blocks.attend_rows
+decode   one token a row, unequal lengths   lkv.blocks.attend_rows, lkv.blocks.attend_shared
 """
 
 from __future__ import annotations

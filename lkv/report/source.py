@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,9 @@ def read_scores(results_dir: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     frame = read_accuracy(results_dir)
-    path, wanted = Path(results_dir) / "ablation.csv", beside(read_provenance(results_dir))
+    path = Path(results_dir) / "ablation.csv"
+    own = (read_provenance(results_dir).get("config") or {}).get("ablation") or {}
+    wanted = own.get("beside")
     if not wanted or not path.is_file():
         return frame
     rows = read_csv(path, ABLATION_COLUMNS)
@@ -90,11 +92,6 @@ def read_scores(results_dir: str | Path) -> pd.DataFrame:
     compared = [name for name in ACCURACY_COLUMNS if name.startswith(("diff_", "p_vs"))]
     rows = rows.assign(**dict.fromkeys(compared, math.nan))[list(ACCURACY_COLUMNS)]
     return pd.concat([frame, _texts(rows)], ignore_index=True)
-
-
-def beside(provenance: Mapping[str, Any]) -> list[str]:
-    """The arms that a study's config wants beside the methods."""
-    return list(((provenance.get("config") or {}).get("ablation") or {}).get("beside") or [])
 
 
 def read_blocks(results_dir: str | Path, arms: bool = True) -> list[Block]:

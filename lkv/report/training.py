@@ -40,26 +40,26 @@ def training(results_dir: Path) -> Figure:
     grid = figure.subplots(1, len(models), squeeze=False, sharey=True)
     ends = frame.groupby(["model", "arm"])["step"].max()
     unequal, window = ends.max() > UNEQUAL * ends.min(), max(1, int(ends.min()) // SMOOTH)
+    start = 1 if unequal else 0  # a log scale has no 0
     held_out, amounts = False, defaultdict[str, list[str]](list)
     for axis, model in zip(grid[0], models, strict=True):
         for arm in arms:
             rows = frame[(frame["model"] == model) & (frame["arm"] == arm)]
             if len(rows):
                 facts = adapters.get(f"{model}/{arm}") or {}
-                look, start = looks[arm], 1 if unequal else 0  # a log scale has no 0
-                held_out |= _draw(axis, rows, facts, *look, window, start, numbers=len(arms) <= FEW)
+                held_out |= _draw(axis, rows, facts, *looks[arm], window, start, numbers=len(arms) <= FEW)
                 samples, steps = int(rows["samples"].max()), int(rows["step"].max())
                 name = f"{model}, {arm}" if len(models) > 1 else arm
                 amounts[f"{samples:,} samples in {steps:,} steps"].append(name)
         axis.set_title(model, loc="left")
-        axis.set_xscale("log" if unequal else "linear")
-        axis.set_xlim(left=1 if unequal else 0)
+        if unequal:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:,g}")
+        axis.set_xlim(left=start)
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
-        if unequal:
-            axis.xaxis.set_major_formatter("{x:,g}")
         axis.set_xlabel("optimiser step")
         axis.grid()
     grid[0][0].set_ylabel("KL(target ‖ prediction), nats")
