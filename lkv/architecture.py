@@ -1,0 +1,159 @@
+"""What a model is made of: whether the block loop of lkv.forward is its own, and whether a pass may be captured.
+
+Users add hooks, LoRA, quantised or offloaded weights to a loaded model at any time. So both questions are asked
+before every pass; the answer compares the modules with those that were found first, which takes microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of_all
+from transformers import PreTrainedModel
+
+from lkv.errors import UserError
+from lkv.rope import length_dependent
+
+FAMILIES = ("llama", "qwen3")
+LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+
+class State(Enum):
+    """Of a model's modules against those of its blueprint."""
+
+    SAME = "same"
+    HOOKED = "hooked"  # a hook, or a `forward` of an instance (offloading), changes what they compute
+    OTHER = "other"  # modules or weights were put in the place of others
+
+
+class _Part(NamedTuple):
+    module: nn.Module
+    kind: type
+    children: tuple[nn.Module | None, ...]
+    weight: Tensor | None
+
+
+class Blueprint:
+    """The modules of a model's base as they were found: kinds, children, weights."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        base = model.base_model
+        self._parts = [
+            _Part(module, type(module), tuple(module._modules.values()), module._parameters.get("weight"))
+            for module in base.modules()
+        ]
+        kinds = {part.kind for part in self._parts}
+        plain = all(
+            type(p.data) is Tensor
+            for part in self._parts
+            for p in part.module._parameters.values()
+            if p is not None
+        )
+        self.looped = _is_looped(model, kinds) and plain
+        # A captured pass would go on with the adapters that PEFT had active when it was captured.
+        self.capturable = not length_dependent(model) and not any(
+            kind.__module__.startswith("peft.") for kind in kinds
+        )
+
+    def state(self) -> State:
+        hooked = bool(hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks)
+        for module, kind, children, weight in self._parts:
+            own = module.__dict__
+            if type(module) is not kind or tuple(own["_modules"].values()) != children:
+                return State.OTHER
+            if own["_parameters"].get("weight") is not weight:
+                return State.OTHER
+            hooked = hooked or bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
+        return State.HOOKED if hooked else State.SAME
+
+
+_blueprints: WeakKeyDictionary[PreTrainedModel, Blueprint] = WeakKeyDictionary()
+
+
+def blueprint(model: PreTrainedModel) -> tuple[Blueprint, State]:
+    """The model's blueprint, drawn anew when its modules were exchanged, and whether hooks stand in its way.
+
+    Equal blueprints are the same object: what was captured under another one is stale.
+    """
+    found = _blueprints.get(model)
+    state = State.OTHER if found is None else found.state()
+    if found is None or state is State.OTHER:
+        found = _blueprints[model] = Blueprint(model)
+        state = found.state()
+    return found, state
+
+
+def ours(model: PreTrainedModel) -> bool:
+    """Whether lkv.forward's block loop computes what the model does: every module of its base is one of a
+    plain Llama or Qwen3 with full attention in every layer, and nothing is hooked into them."""
+    found, state = blueprint(model)
+    return found.looped and state is State.SAME
+
+
+def capturable(model: PreTrainedModel) -> bool:
+    """Whether a CUDA graph of a pass stays true: hooks and changing rotations run in Python at every pass."""
+    found, state = blueprint(model)
+    return found.capturable and state is State.SAME
+
+
+def _is_looped(model: PreTrainedModel, kinds: set[type]) -> bool:
+    config = model.config
+    if config.model_type not in FAMILIES or config.hidden_act != "silu":
+        return False
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return False
+    return kinds <= _known_modules(config.model_type)
+
+
+@cache
+def _known_modules(family: str) -> frozenset[type]:
+    from transformers.activations import SiLUActivation
+    from transformers.models.llama import modeling_llama as llama
+    from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+    shared = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation)
+    if family == "llama":
+        own: Sequence[type] = (
+            llama.LlamaModel, llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP,
+            llama.LlamaRMSNorm, llama.LlamaRotaryEmbedding,
+        )  # fmt: skip
+    else:
+        own = (
+            qwen3.Qwen3Model, qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP,
+            qwen3.Qwen3RMSNorm, qwen3.Qwen3RotaryEmbedding,
+        )  # fmt: skip
+    return frozenset((*shared, *own))
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PEFT model, a compiled or a parallel one, whose passes really run.
+
+    Raises UserError for PEFT methods that put tokens of their own before the prompt.
+    """
+    while not isinstance(model, PreTrainedModel):
+        if hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):  # PEFT
+            if getattr(model.active_peft_config, "is_prompt_learning", False):
+                kind = model.active_peft_config.peft_type.value
+                raise UserError(
+                    f"a model with {kind.lower()} puts tokens of its own before the prompt, which eviction "
+                    "does not know; use a LoRA-like adapter, or merge it into the model"
+                )
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module):  # DistributedDataParallel
+            model = model.module
+        else:
+            raise UserError(
+                f"a {type(model).__name__} is not a model of transformers; give one, or one inside PEFT or "
+                "torch.compile"
+            )
+    return model
