@@ -1,7 +1,7 @@
-"""What a model is made of: whether the block loop of lkv.forward is its own, and whether a pass may be captured.
+"""What a model is made of: whether lkv.forward's block loop computes it, and whether a pass may be captured.
 
-Users add hooks, LoRA, quantised or offloaded weights to a loaded model at any time. So both questions are asked
-before every pass; the answer compares the modules with those that were found first, which takes microseconds.
+Users add hooks, LoRA, quantised or offloaded weights to a loaded model at any time. So both questions are
+asked again before every pass. The answer compares the modules with those that were found first: microseconds.
 """
 
 from __future__ import annotations
@@ -51,17 +51,10 @@ class Blueprint:
             for module in base.modules()
         ]
         kinds = {part.kind for part in self._parts}
-        plain = all(
-            type(p.data) is Tensor
-            for part in self._parts
-            for p in part.module._parameters.values()
-            if p is not None
-        )
-        self.looped = _is_looped(model, kinds) and plain
-        # A captured pass would go on with the adapters that PEFT had active when it was captured.
-        self.capturable = not length_dependent(model) and not any(
-            kind.__module__.startswith("peft.") for kind in kinds
-        )
+        plain = all(type(parameter.data) is Tensor for parameter in base.parameters())
+        self.looped = plain and _is_looped(model, kinds)
+        # A captured pass would go on with the adapters that were active in PEFT when it was captured.
+        self.adapted = any(kind.__module__.startswith("peft.") for kind in kinds)
 
     def state(self) -> State:
         hooked = bool(hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks)
@@ -101,7 +94,7 @@ def ours(model: PreTrainedModel) -> bool:
 def capturable(model: PreTrainedModel) -> bool:
     """Whether a CUDA graph of a pass stays true: hooks and changing rotations run in Python at every pass."""
     found, state = blueprint(model)
-    return found.capturable and state is State.SAME
+    return state is State.SAME and not found.adapted and not length_dependent(model)
 
 
 def _is_looped(model: PreTrainedModel, kinds: set[type]) -> bool:

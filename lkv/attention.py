@@ -25,8 +25,8 @@ from lkv.errors import UserError
 if TYPE_CHECKING:
     from lkv.cache import RowsCache
 
-# transformers takes names with "flash" or "sdpa" in them for its own: it looks for the one on the hub, and asks
-# whether the model supports the other.
+# transformers takes names with "flash" or "sdpa" in them for its own: it looks for the one on the hub, and
+# asks whether the model supports the other.
 SDPA, FLASH = "lkv_torch", "lkv_fa2"
 BACKEND_NAMES = {SDPA: "sdpa", FLASH: "flash_attention_2"}
 

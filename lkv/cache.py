@@ -84,7 +84,7 @@ def entries(cache: Cache, layer: int) -> tuple[Tensor, Tensor]:
 
 
 def check_held(held: Sequence[int], counts: Sequence[int]) -> None:
-    """Asserts after an eviction that each full-attention layer holds what it should: never more in silence."""
+    """Asserts after an eviction that each full-attention layer holds what it should."""
     if list(held) != list(counts):
         raise AssertionError(f"after an eviction to {list(counts)} entries the layers hold {list(held)}")
 

@@ -177,7 +177,7 @@ _pools: WeakKeyDictionary[PreTrainedModel, Pool] = WeakKeyDictionary()
 
 
 def pool(model: PreTrainedModel) -> Pool:
-    """What is kept on the device for a model, as long as it lives with the same modules, or until `forget`."""
+    """What is kept on the device for a model: as long as it has the same modules, or until `forget`."""
     now, _ = blueprint(model)
     found = _pools.get(model)
     if found is None or found.drawn_for is not now:

@@ -158,7 +158,7 @@ def evicting(
     def unwatched(module: nn.Module, tokens: int) -> None:
         if tokens > budget and id(module) in own_modules:
             raise UserError(
-                f"a prompt of {tokens} tokens was read without being evicted: the model was called around its "
+                f"a prompt of {tokens} tokens was read without an eviction: the model was called around its "
                 "hooks; call model(…) or model.generate(…), not its forward or its parts"
             )
 

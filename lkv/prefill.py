@@ -225,8 +225,8 @@ def read(
     settings: dict[str, Any],
 ) -> Prefilled:
     """One pass over a prompt, and a tail that rides along, into an empty cache."""
-    require_observable(model)
     require_evictable(model)
+    require_observable(model)
     length = ids.shape[1]
     _check_room(model, length, settings)
     assert tail is None or rides_along(model), "a tail in the prefill needs full attention in every layer"
@@ -318,8 +318,8 @@ def embedded(model: PreTrainedModel, tail: Tail) -> Tensor:
 
 
 def rides_along(model: PreTrainedModel) -> bool:
-    """Whether a tail can share the prefill: not with sliding layers, where it would push entries out, nor with
-    rotations that depend on the length, where it would change the prompt's own keys."""
+    """Whether a tail can share the prefill: not with sliding layers, where it would push entries out, nor
+    with rotations that depend on the length, where it would change the prompt's own keys."""
     cache = prompt_cache(model.config)
     return len(full_layers(cache)) == len(cache.layers) and not length_dependent(model)
 

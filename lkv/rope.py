@@ -1,8 +1,8 @@
 """Rotary positions that depend on a sequence's length, and how long a sequence may be.
 
-Dynamic NTK and LongRoPE choose their frequencies by the longest position that a pass holds. So tokens after a
-prompt change the rotation of the prompt itself when they share its pass, and rows of unequal positions that of
-each other when they share a step. transformers also keeps dynamic NTK's frequencies from pass to pass.
+Dynamic NTK and LongRoPE choose their frequencies by the longest position that a pass holds. So tokens after
+a prompt change the rotation of the prompt itself when they share its pass, and rows of unequal positions that
+of each other when they share a step. transformers also keeps dynamic NTK's frequencies from pass to pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-# Types that were made to read beyond max_position_embeddings, where the config gives that of the first training.
+# Types that were made to read beyond the context that a model was first trained with.
 EXTENDING = ("dynamic", "yarn", "longrope", "llama3")
 
 

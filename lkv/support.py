@@ -79,8 +79,8 @@ def require_drawable(model: PreTrainedModel) -> None:
         _drawable[model] = bool((own - again).norm() <= 0.02 * own.norm())
     if not _drawable[model]:
         raise UserError(
-            f"answers cannot be drawn from {model.config.model_type}: its forward does more to the logits than "
-            "a scale or a cap; use a temperature of 0, where the likeliest token is the same"
+            f"answers cannot be drawn from {model.config.model_type}: its forward does more to the logits "
+            "than a scale or a cap; use a temperature of 0, where the likeliest token is the same"
         )
 
 
@@ -127,15 +127,7 @@ def _probed(model: PreTrainedModel) -> str:
         raise
     except Unsupported as error:
         return str(error)
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"its forward pass cannot be watched ({reason})"
     if reached != set(range(len(cache.layers))):
