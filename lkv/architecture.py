@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import chain, repeat
+from operator import contains, is_
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -34,38 +36,38 @@ class State(Enum):
     OTHER = "other"  # modules or weights were put in the place of others
 
 
-class _Part(NamedTuple):
-    module: nn.Module
-    kind: type
-    children: tuple[nn.Module | None, ...]
-    weight: Tensor | None
-
-
 class Blueprint:
-    """The modules of a model's base as they were found: kinds, children, weights."""
+    """The modules of a model's base as they were found: kinds, children, weights.
+
+    Each is compared as one list: a model has hundreds of modules and is asked about before every pass.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         base = model.base_model
-        self._parts = [
-            _Part(module, type(module), tuple(module._modules.values()), module._parameters.get("weight"))
-            for module in base.modules()
-        ]
-        kinds = {part.kind for part in self._parts}
+        self._modules = list(base.modules())
+        self._kinds = [type(module) for module in self._modules]
+        self._fields = [module.__dict__ for module in self._modules]
+        self._hooks = [own[name] for own in self._fields for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self._parents = [own["_modules"] for own in self._fields if own["_modules"]]
+        self._children = list(chain.from_iterable(map(dict.values, self._parents)))
+        self._owners = [own["_parameters"] for own in self._fields if "weight" in own["_parameters"]]
+        self._weights = [owned["weight"] for owned in self._owners]
         plain = all(type(parameter.data) is Tensor for parameter in base.parameters())
-        self.looped = plain and _is_looped(model, kinds)
+        self.looped = plain and _is_looped(model, set(self._kinds))
         # A captured pass would go on with the adapters that were active in PEFT when it was captured.
-        self.adapted = any(kind.__module__.startswith("peft.") for kind in kinds)
+        self.adapted = any(kind.__module__.startswith("peft.") for kind in self._kinds)
 
     def state(self) -> State:
-        hooked = bool(hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks)
-        for module, kind, children, weight in self._parts:
-            own = module.__dict__
-            if type(module) is not kind or tuple(own["_modules"].values()) != children:
-                return State.OTHER
-            if own["_parameters"].get("weight") is not weight:
-                return State.OTHER
-            hooked = hooked or bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
-        return State.HOOKED if hooked else State.SAME
+        if list(map(type, self._modules)) != self._kinds:
+            return State.OTHER
+        if list(chain.from_iterable(map(dict.values, self._parents))) != self._children:
+            return State.OTHER
+        weights = (owned.get("weight") for owned in self._owners)
+        if not all(map(is_, weights, self._weights)):
+            return State.OTHER
+        for_all = hooks_of_all._global_forward_hooks or hooks_of_all._global_forward_pre_hooks
+        replaced = any(map(contains, self._fields, repeat("forward")))
+        return State.HOOKED if for_all or replaced or any(self._hooks) else State.SAME
 
 
 _blueprints: WeakKeyDictionary[PreTrainedModel, Blueprint] = WeakKeyDictionary()

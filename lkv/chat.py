@@ -151,7 +151,7 @@ def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, 
 
 
 def _dated(template: str) -> str:
-    """The template with a `strftime_now` that writes TODAY in the place of transformers', which asks the clock.
+    """The template with a `strftime_now` that writes TODAY, where transformers' own asks the clock.
 
     transformers hands no function to a template, so this one is a macro before it.
     """
