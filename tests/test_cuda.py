@@ -1,4 +1,4 @@
-"""What only a GPU can show: captured passes hear of hooks, adapters and other weights; FlashAttention's path."""
+"""What only a GPU can show: captured passes hear of hooks, adapters and weights; FlashAttention's path."""
 
 from __future__ import annotations
 
@@ -135,12 +135,13 @@ def test_a_model_loads_with_flash_attn_and_attends_through_it(flash_attn: list[i
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral", "Gemma 3"])
 def test_through_flash_attn_logits_are_sdpas(name: str, flash_attn: list[int]) -> None:
-    model, ids = on_gpu(name).to(torch.bfloat16), prompt()
+    model, ids = on_gpu(name), prompt()
     with torch.no_grad():
-        model.set_attn_implementation(SDPA)
-        plain = model(ids).logits.float()
+        truth = model(ids).logits
+        model.to(torch.bfloat16).set_attn_implementation(SDPA)
+        plain = (model(ids).logits.float() - truth).norm()
         model.set_attn_implementation(FLASH)
-        flashed = model(ids).logits.float()
+        flashed = (model(ids).logits.float() - truth).norm()
     assert flash_attn
-    assert (flashed - plain).norm() <= 0.02 * plain.norm()
+    assert flashed <= 1.2 * plain <= 0.1 * truth.norm()
     assert generate(model, ids, SNAPKV, BUDGET, NEW).kept == BUDGET

@@ -29,7 +29,7 @@ def trained_like(model, seed=3, tokens=6):
     adapter = LookaheadKV.create(model, tokens=tokens, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for b in adapter.lora_b:
-        b.data.normal_(0, 0.1, generator=generator)
+        b.data.copy_(torch.empty(b.shape).normal_(0, 0.1, generator=generator))
     return adapter
 
 
