@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from test_architectures import BUDGET, EVICTED, LEARNING, TRAINING_FREE
+from test_architectures import BUDGET, TRAINING_FREE
 from test_strange_models import NEW, ROPES, SNAPKV, lora, own
 from torch import Tensor, nn
+from zoo import EVICTED, LEARNING
 
 from lkv import attention, registry
 from lkv.attention import FLASH, SDPA
