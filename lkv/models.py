@@ -223,10 +223,10 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     source = spec["source"]
     if source["kind"] not in makers:
         raise one_of("kind of model source", source["kind"], makers)
-    out = replaceable(Path(out))
-    place = Path(source.get("path", "")).resolve()
-    if "path" in source and (place == out or out in place.parents):
+    out, place = Path(out), Path(source.get("path", "")).resolve()
+    if "path" in source and (place == out.resolve() or out.resolve() in place.parents):
         raise UserError(f"source.path {place} is or lies in the output folder; give another --out")
+    out = replaceable(out)
     model, tokenizer = makers[source["kind"]](source)
     require_evictable(model)
     _check_limits(spec, model)

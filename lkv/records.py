@@ -51,6 +51,14 @@ THROUGHPUT_COLUMNS = (
     "engine", "model", "run", "samples", "cells", "new_tokens", "seconds", "cells_per_s", "methods",
     "budgets", "device", "dtype",
 )  # fmt: skip
+JUDGEMENT_COLUMNS = (
+    "study", "model", "method", "budget", "question", "category", "turn", "rating", "judge", "temperature",
+    "prompt", "status",
+)  # fmt: skip
+TABLE_COLUMNS = (
+    "model", "benchmark", "length", "protocol", "haystack", "method", "label", "budget", "n", "n_planned",
+    "score", "ci_low", "ci_high", "best", "recall_raw", "best_recall",
+)  # fmt: skip
 TRAINING_COLUMNS = (
     "model", "arm", "step", "samples", "kl", "lr", "tokens", "seconds", "tokens_per_s", "mfu",
 )  # fmt: skip
