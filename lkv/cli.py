@@ -8,13 +8,14 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lkv import verbs
+from lkv import outputs, signals, verbs
 from lkv.errors import Lost, UserError, one_of
 from lkv.launch import LOST, launch, world
 from lkv.protocol import PROTOCOLS
@@ -490,10 +491,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Exit code 0, or 2 with one clear line for what the user can mend."""
+    """Runs one verb. Exit code 0, 2 with one clear line for what the user can mend, or 128 + a signal's."""
+    with signals.heard() as heard:
+        try:
+            return _main(argv)
+        except BaseException as error:
+            number = heard.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            if number is None:
+                raise
+            return _fail(signals.message(number), 128 + number)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _quiet(None)
     try:
         args = parser().parse_args(argv)
+        if os.environ.get("RANK", "0") == "0":  # the other processes would look while the first writes
+            outputs.check_log(args)
+            _quiet(args.log)
+            outputs.check(args)
         if (processes := getattr(args, "processes", 1)) > 1 and world() == 1:
             return launch(processes, [sys.executable, "-m", "lkv", *(sys.argv[1:] if argv is None else argv)])
         if processes > 1 and world() != processes:
@@ -522,8 +538,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(
             "CUDA ran out of memory; use a shorter length, a smaller batch or model, or --device cpu"
         )
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on from what is finished", code=130)
     return 0
 
 

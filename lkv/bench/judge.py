@@ -20,15 +20,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
 from lkv.journal import Journal
-from lkv.records import SAMPLE_COLUMNS, fingerprint, read_csv, read_jsonl, require, write_csv
+from lkv.records import (
+    JUDGEMENT_COLUMNS,
+    SAMPLE_COLUMNS,
+    fingerprint,
+    read_csv,
+    read_jsonl,
+    require,
+    write_csv,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-JUDGEMENT_COLUMNS = (
-    "study", "model", "method", "budget", "question", "category", "turn", "rating", "judge", "temperature",
-    "prompt", "status",
-)  # fmt: skip
 OWN = "lkv-1"
 REFERENCED = ("math", "reasoning", "coding")  # categories graded against a reference, as FastChat does
 TRIES = 3  # answers of the judge without a rating before it counts as unparsed
