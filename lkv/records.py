@@ -130,7 +130,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -158,7 +158,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     with Path(path).open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                record = json.loads(line.decode("utf-8"))
+                record = json.loads(line.decode("utf-8-sig"))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise UserError(f"{path}, line {number}: not a JSON record in UTF-8 ({error})") from None
             if not isinstance(record, dict):

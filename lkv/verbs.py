@@ -590,6 +590,6 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"no such prompt file: {path}; give a text file in UTF-8")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None

@@ -108,7 +108,7 @@ def _jsonl(stream: Iterable[bytes], file: str) -> Placed:
     for number, line in enumerate(stream, 1):
         place = f"{file}, line {number}"
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not a JSON record in UTF-8 ({error})") from None
         if not isinstance(record, dict):

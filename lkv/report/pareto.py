@@ -120,7 +120,9 @@ def _draw(axis: Axes, block: Block, points: Sequence[Point]) -> None:
                 "mec": "white",
                 "mew": 0.6,
             }
-            axis.errorbar([point.overhead], [point.score], bars, elinewidth=0.7, ecolor=look["color"], **settings)
+            axis.errorbar(
+                [point.overhead], [point.score], bars, elinewidth=0.7, ecolor=look["color"], **settings
+            )
     full = block.average.loc[block.average["method"] == "full", "mean"]
     if len(full):
         axis.axhline(full.iloc[0], **line_look("full") | {"marker": ""})
