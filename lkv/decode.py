@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lkv.architecture import Blueprint, blueprint, capturable
 from lkv.attention import Pass, require_observable
 from lkv.cache import Layers, Row, RowsCache, prompt_cache, tensor_bytes, windows
 from lkv.device import capture
 from lkv.errors import UserError
-from lkv.forward import states
+from lkv.forward import logits, states
+from lkv.rope import length_dependent
 from lkv.sampling import drawn
 
 if TYPE_CHECKING:
@@ -40,18 +42,25 @@ def no_clock(_: str) -> AbstractContextManager[None]:
 
 @dataclass
 class Decoded:
-    """Tokens of each row without the stop token; queries [R, H, T, D] a layer where recorded."""
+    """Tokens of each row without the stop token; queries [R, H, T, D] a layer where recorded, and by what
+    their products with keys are scaled there."""
 
     tokens: list[list[int]]
     queries: list[Tensor]
     steps: int
+    scalings: Sequence[float] = ()
 
 
 class Decoder:
     """One step of `rows` rows over storage of `width` entries, captured on CUDA."""
 
     def __init__(
-        self, model: PreTrainedModel, cache: RowsCache, record: bool, temperature: float = 0.0
+        self,
+        model: PreTrainedModel,
+        cache: RowsCache,
+        record: bool,
+        temperature: float = 0.0,
+        captured: bool = False,
     ) -> None:
         self._model = ref(model)  # decoders are kept by model: with one in each, no model would ever be freed
         self.cache, self.record, self.temperature = cache, record, temperature
@@ -60,8 +69,9 @@ class Decoder:
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.seed = torch.zeros(rows, dtype=torch.long, device=device)
         self.queries: Tensor | None = None  # [L, R, H, 1, D] of the latest step
+        self.scalings: list[float] = []
         self.graph: torch.cuda.CUDAGraph | None = None
-        if device.type == "cuda":
+        if captured:
             self.graph, _ = capture(self._step)
 
     def load(self, rows: Sequence[Row]) -> None:
@@ -81,21 +91,23 @@ class Decoder:
 
     def _step(self) -> None:
         seen: list[Tensor] = []
+        scalings: list[float] = []
 
         def remember(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
             seen.append(query)
+            scalings.append(scaling)
 
         model = self._model()
         assert model is not None
         hidden = model.get_input_embeddings()(self.token)
         carried = Pass(observe=remember if self.record else None, rows=self.cache)
         last = states(model, hidden, self.position, self.cache, carried)
-        logits = model.get_output_embeddings()(last)[:, 0]
-        self.token[:, 0] = drawn(logits, self.temperature, self.seed, self.position[:, 0])
+        scored = logits(model, last)[:, 0]
+        self.token[:, 0] = drawn(scored, self.temperature, self.seed, self.position[:, 0])
         self.position += 1
         self.cache.slots += 1
         if self.record:
-            self.queries = torch.stack(seen)
+            self.queries, self.scalings = torch.stack(seen), scalings
 
 
 @dataclass(eq=False)
@@ -139,20 +151,23 @@ class Pool:
     `tails` are second passes by adapter and by rows, how these are put together, and width.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drawn_for: Blueprint) -> None:
+        self.drawn_for = drawn_for
         self.storage: _Storage | None = None
         self.decoders: dict[tuple[int, int, bool, float], Decoder] = {}
         self.tails: WeakKeyDictionary[Adapter, dict[tuple[int, str, int], SecondPass]] = WeakKeyDictionary()
 
     def decoder(self, model: PreTrainedModel, like: Row, rows: int, width: int, record: bool) -> Decoder:
         temperature = 0.0 if record else like.temperature
-        found = self.decoders.get((rows, width, record, temperature))
+        captured = model.device.type == "cuda" and capturable(model)
+        found = self.decoders.get((rows, width, record, temperature)) if captured else None
         if found is None:
             if self.storage is None or not self.storage.holds(like, rows, width):
                 self.decoders.clear()
                 self.storage = None  # given back before more is asked for
                 self.storage = _Storage.of(like, rows, width)
-            found = Decoder(model, self.storage.cache(model, like, rows, width), record, temperature)
+            cache = self.storage.cache(model, like, rows, width)
+            found = Decoder(model, cache, record, temperature, captured)
             if found.graph is not None:
                 self.decoders[rows, width, record, temperature] = found
         return found
@@ -162,8 +177,12 @@ _pools: WeakKeyDictionary[PreTrainedModel, Pool] = WeakKeyDictionary()
 
 
 def pool(model: PreTrainedModel) -> Pool:
-    """What is kept on the device for a model, as long as it lives or until `forget`."""
-    return _pools.setdefault(model, Pool())
+    """What is kept on the device for a model: as long as it has the same modules, or until `forget`."""
+    now, _ = blueprint(model)
+    found = _pools.get(model)
+    if found is None or found.drawn_for is not now:
+        found = _pools[model] = Pool(now)
+    return found
 
 
 def held_bytes(model: PreTrainedModel) -> int:
@@ -231,7 +250,7 @@ def decode(
             queries.append(decoder.queries.clone())
     table = torch.cat(tokens, 1)[: len(rows), :new_tokens].tolist()
     seen = list(torch.cat(queries, 3)[:, : len(rows)]) if queries else []
-    return Decoded([_until(row, stop) for row in table], seen, len(tokens) - 1)
+    return Decoded([_until(row, stop) for row in table], seen, len(tokens) - 1, decoder.scalings)
 
 
 def _without_the_done(
@@ -259,6 +278,15 @@ def decode_all(
 ) -> list[list[int]]:
     """Decodes rows in batches of at most `at_once`, like widths together; halves the batch when CUDA runs out
     of memory."""
+    alike: dict[int, list[int]] = {}
+    for r, row in enumerate(rows):  # rows of unequal positions would change each other's rotation
+        alike.setdefault(row.position if length_dependent(model) else 0, []).append(r)
+    if len(alike) > 1:
+        answers: dict[int, list[int]] = {}
+        for places in alike.values():
+            batch = [rows[r] for r in places]
+            answers |= zip(places, decode_all(model, batch, new_tokens, stop, at_once), strict=True)
+        return [answers[r] for r in range(len(rows))]
     order = sorted(range(len(rows)), key=lambda r: rows[r].width)
     tokens: list[list[int]] = []
     while len(tokens) < len(rows):

@@ -89,11 +89,13 @@ class Tail:
 class Recorded:
     """Observers' queries from a pass of its own: one [B, H, R, D] a layer; they see the prompt whole.
 
+    `scalings` are the factors, one a layer, of their products with keys.
     `beside` names prompt rows that look as well, put together in the same way (`over`), each row counting as
     much as a recorded one.
     """
 
     queries: Sequence[Tensor]
+    scalings: Sequence[float]
     valid: Tensor | None = None
     over: Over = "mean"
     beside: PromptRows | None = None

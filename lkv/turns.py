@@ -97,7 +97,7 @@ def _asked(loaded: Loaded, question: Question, max_new_tokens: int) -> Asked:
     tokenizer, turns = loaded.tokenizer, question["turns"]
     after = mtbench.continuation(tokenizer, turns)
     ids = Asked(chat_ids(tokenizer, turns[0]), tokenizer(after, add_special_tokens=False).input_ids)
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = loaded.context
     needed = len(ids.first) + len(ids.second) + 2 * max_new_tokens
     if limit is not None and needed > limit:
         raise UserError(

@@ -39,12 +39,14 @@ def data_train(args: Arguments) -> None:
     from lkv.data.shards import Stored, join
     from lkv.parallel import group
     from lkv.responses import respond_sharded
+    from lkv.support import require_lookahead
 
     if bool(args.mixture) == bool(args.sources):
         raise UserError("give either --mixture (offline prompts) or --sources (data sets)")
     if args.sources and args.answers == "given":
         raise UserError(f"--answers given: {NOT_GIVEN}; allowed: --answers model, or a --mixture")
     loaded = _load(args)
+    require_lookahead(loaded.model)
     prompts = args.out.with_suffix(".prompts.jsonl")
     with group(loaded.model.device) as together:
         built = _build_prompts(args, loaded, prompts) if together.first else None
@@ -566,8 +568,9 @@ def _context(folder: Path) -> int | None:
     """How many tokens a model takes, where its config says so."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    from lkv.rope import context
+
+    return context(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:

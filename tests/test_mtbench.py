@@ -177,7 +177,7 @@ def test_the_second_turn_goes_on_where_the_first_answer_ended(template: str, ope
 def test_a_template_that_rewrites_the_first_turn_is_refused(template: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    with pytest.raises(UserError, match="writes the first turn anew"):
+    with pytest.raises(UserError, match="writes the first turn anew|loses text"):
         mtbench.continuation(tokenizer, ["Who?", "Why?"])
 
 
