@@ -566,11 +566,10 @@ def _protocol(args: Arguments) -> Protocol:
 
 def _context(folder: Path) -> int | None:
     """How many tokens a model takes, where its config says so."""
-    from transformers import AutoConfig
-
+    from lkv.pretrained import read_config
     from lkv.rope import context
 
-    return context(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return context(read_config(folder, local_files_only=True))
 
 
 def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:
