@@ -20,6 +20,7 @@ from lkv.checks import check_study
 from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
+from lkv.names import WORD, checked, words
 from lkv.records import read_json, stored
 from lkv.registry import FULL, METHODS, SELF
 from lkv.strict_yaml import read_yaml
@@ -119,7 +120,8 @@ RECIPE_CHOICES = {
 NOT_GIVEN = "the true answers are known of offline prompts alone, not of data sets"
 
 MOST = 10**18  # every number of a config is smaller
-UNSEEN = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+# In texts: what no line shows, and '<', with which markup begins in report.html.
+UNFIT = "[<\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
 
@@ -509,9 +511,9 @@ def facts(results: str) -> dict[str, Any]:
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
-    """Studies whose results lie here as plain files, the configured one apart."""
-    found = (path.parent.name for path in root.glob("results/*/provenance.json"))
-    return sorted(name for name in found if name != configured)
+    """Studies whose results lie here as plain files, the configured one apart. What is no name is none."""
+    found = words(path.parent.name for path in root.glob("results/*/provenance.json"))
+    return [name for name in found if name != configured]
 
 
 def plotted(kind: str, study: str, config: Mapping[str, Any] | None = None) -> list[str]:
@@ -789,6 +791,7 @@ def _check_benchmarks(study: Mapping[str, Any], root: Path, source: str) -> None
 
 def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The checked content of config/models/NAME.yaml."""
+    checked(f"{source}, models:", name, WORD, "letters, digits, '.', '_', '+', '-', no other at the front")
     path = Path("config/models") / f"{name}.yaml"
     if not (root / path).is_file():
         known = sorted(spec.stem for spec in (root / path.parent).glob("*.yaml"))
@@ -843,7 +846,8 @@ def _types(validator: Any) -> Any:
 
 
 def _check_texts(value: Any, source: str, place: str = "") -> None:
-    """No text, nor any key, holds a line break, another control character or half a character."""
+    """No text, nor any key, holds a line break, another control character, half a character or '<', or begins
+    as an option does: texts become words of command lines, and parts of pages."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             _check_texts(str(key), source, place)
@@ -851,10 +855,13 @@ def _check_texts(value: Any, source: str, place: str = "") -> None:
     elif isinstance(value, list):
         for at, part in enumerate(value):
             _check_texts(part, source, f"{place}[{at}]")
-    elif isinstance(value, str) and (found := re.search(UNSEEN, value)):
+    elif isinstance(value, str) and (found := re.search(f"^-|{UNFIT}", value)):
         where = f"{source}, {place}" if place else source
         given, what = json.dumps(value), json.dumps(found[0])
-        raise UserError(f"{where}: {given} is not allowed, as it holds {what}; write it on one line")
+        if what == '"-"':
+            raise UserError(f"{where}: {given} would be read as an option; a path may begin with ./")
+        way_out = "leave it out" if what == '"<"' else "write it on one line"
+        raise UserError(f"{where}: {given} is not allowed, as it holds {what}; {way_out}")
 
 
 def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
