@@ -20,6 +20,7 @@ from lkv.checks import check_study
 from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
+from lkv.markup import rst_code, rst_text
 from lkv.names import WORD, checked, words
 from lkv.records import read_json, stored
 from lkv.registry import FULL, METHODS, SELF
@@ -506,8 +507,36 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 
 def facts(results: str) -> dict[str, Any]:
-    """A study's provenance.json, for the words at the front of report.html."""
+    """A study's provenance.json."""
     return dict(read_json(Path(results, "provenance.json")))
+
+
+def facts_as_code(results: str) -> str:
+    return rst_code(facts(results))
+
+
+def front(results: str) -> str:
+    """The facts at the front of report.html, as reStructuredText: whose study it is, and what it rests on."""
+    known = facts(results)
+    lengths = ", ".join(map(str, _list(known, "config", "latency", "lengths")))
+    told = {"Study": [known.get("study")], "Models": _list(known, "config", "models")}
+    for section, label in (("ruler", "RULER"), ("longbench", "LongBench"), ("longproc", "LongProc")):
+        told[label] = _list(known, "config", section, "tasks")
+    told |= {
+        "Timed at": [f"{lengths} tokens"],
+        "Device": [f"{known.get('device')}, attention {known.get('backend')}, {known.get('dtype')}"],
+        "Code, by its commit": [f"{known.get('commit')}{', with local changes' * bool(known.get('dirty'))}"],
+    }
+    return "\n".join(
+        f":{label}: {', '.join(map(rst_text, values))}" for label, values in told.items() if values
+    )
+
+
+def _list(value: Any, *keys: str) -> list[Any]:
+    """What lies under these keys, where a stranger's file has a list there."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, list) else []
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
