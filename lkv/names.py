@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from lkv.errors import UserError
 
@@ -34,12 +35,15 @@ def words(found: Iterable[str]) -> list[str]:
     return sorted(name for name in found if re.fullmatch(WORD, name))
 
 
-def quoted_cell(text: str) -> str:
-    """A CSV's text cell, with a ' before what a spreadsheet would compute; `cell_text` takes it away."""
-    return f"'{text}" if text.startswith((*SPREADSHEET, "'")) else text
+def quoted_cell(cell: Any) -> Any:
+    """A CSV's cell, a text with a ' before what a spreadsheet would compute; `cell_text` takes it away."""
+    return f"'{cell}" if _computed(cell) else cell
 
 
-def cell_text(cell: str) -> str:
-    """The text of a cell that `quoted_cell` made."""
-    marked = cell[:1] == "'" and cell[1:].startswith((*SPREADSHEET, "'"))
-    return cell[1:] if marked else cell
+def cell_text(cell: Any) -> Any:
+    """The cell that `quoted_cell` was given."""
+    return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and _computed(cell[1:]) else cell
+
+
+def _computed(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.lstrip("'").startswith(SPREADSHEET)

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lkv.errors import UserError
+from lkv.names import cell_text, quoted_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +98,7 @@ def write_csv(
     for name in columns:
         if name.endswith("_bytes"):  # whole numbers to the last digit, empty where unknown
             frame[name] = pd.to_numeric(frame[name]).round().astype("Int64")
+    frame = _texts(frame[columns], quoted_cell)
     with atomic_write(path) as stream:
         frame.to_csv(stream, columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 
@@ -112,7 +114,12 @@ def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
-    return frame[list(columns)]
+    return _texts(frame[list(columns)], cell_text)
+
+
+def _texts(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    names = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
+    return frame.assign(**{name: frame[name].map(change, na_action="ignore") for name in names})
 
 
 def stored(path: str | Path) -> Path:
