@@ -20,7 +20,7 @@ MEMBER = "[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"  # in an
 REPO = "[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 REVISION = r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._/-]{0,199}"
 
-SPREADSHEET = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
+SPREADSHEET = ("=", "+", "-", "@", "\t")  # what makes a spreadsheet compute a cell
 
 
 def checked(what: str, given: object, pattern: str, allowed: str) -> str:
@@ -36,8 +36,14 @@ def words(found: Iterable[str]) -> list[str]:
 
 
 def quoted_cell(cell: Any) -> Any:
-    """A CSV's cell, a text with a ' before what a spreadsheet would compute; `cell_text` takes it away."""
-    return f"'{cell}" if _computed(cell) else cell
+    """A CSV's cell, a text with a ' before what a spreadsheet would compute; `cell_text` takes it away.
+
+    A carriage return, at which some readers end a line, becomes a space.
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")
+    return f"'{text}" if _computed(text) else text
 
 
 def cell_text(cell: Any) -> Any:

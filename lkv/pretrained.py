@@ -40,7 +40,8 @@ def loading(what: str, way_out: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first, second, *_ = [*filter(None, map(str.strip, str(error).splitlines())), "", ""]
+        reason = f"{first} {second}" if first.endswith(":") else first or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = NO_CODE
         raise UserError(f"cannot load {what}: {reason}; {way_out}") from error
