@@ -46,9 +46,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=getattr(torch, args.dtype), trust_remote_code=False, use_safetensors=True
+    )
     torch.nn.Module.to(model, device)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     pipe = KVPressTextGenerationPipeline(model=model, tokenizer=tokenizer, device=device)
     records = []
     for path in args.data:

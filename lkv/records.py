@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
+from lkv.names import cell_text, quoted_cell
 from lkv.writing import atomic_write as atomic_write
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def write_csv(
     for name in columns:
         if name.endswith("_bytes"):  # whole numbers to the last digit, empty where unknown
             frame[name] = pd.to_numeric(frame[name]).round().astype("Int64")
+    frame = _texts(frame[columns], quoted_cell)
     with atomic_write(path) as stream:
         frame.to_csv(stream, columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 
@@ -90,7 +92,12 @@ def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
-    return frame[list(columns)]
+    return _texts(frame[list(columns)], cell_text)
+
+
+def _texts(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    names = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
+    return frame.assign(**{name: frame[name].map(change, na_action="ignore") for name in names})
 
 
 def stored(path: str | Path) -> Path:
@@ -108,7 +115,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -136,7 +143,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     with Path(path).open("rb") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                record = json.loads(line.decode("utf-8"))
+                record = json.loads(line.decode("utf-8-sig"))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise UserError(f"{path}, line {number}: not a JSON record in UTF-8 ({error})") from None
             if not isinstance(record, dict):

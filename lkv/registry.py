@@ -28,8 +28,15 @@ METHODS = {
     "lookaheadkv": "lkv.lookahead:LookaheadKV",
     "oracle": "baselines.oracle:METHOD",
 }
+# The smallest budgets, which a method's module says as well, but that needs torch; the others': 1.
+SMALLEST = {"streamingllm": 4} | dict.fromkeys(("h2o", "snapkv", "pyramidkv", "laq", "laqpp", "speckv"), 32)
 FULL = "full"  # the full cache: no method, but a row of every table
 SELF: Literal["self"] = "self"  # for a draft model: the target drafts for itself
+
+
+def smallest_budget(name: str) -> int:
+    """The smallest budget that the method called `name` can keep to."""
+    return SMALLEST.get(name, 1)
 
 
 def get(

@@ -16,11 +16,15 @@ from typing import Any, NamedTuple
 import yaml
 
 from lkv.bench import longbench, longproc, ruler
+from lkv.checks import check_study
 from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
+from lkv.markup import rst_code, rst_text
+from lkv.names import WORD, checked, words
 from lkv.records import read_json, stored
 from lkv.registry import FULL, METHODS, SELF
+from lkv.strict_yaml import read_yaml
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
 
@@ -115,6 +119,10 @@ RECIPE_CHOICES = {
 }  # the others: numbers
 
 NOT_GIVEN = "the true answers are known of offline prompts alone, not of data sets"
+
+MOST = 10**18  # every number of a config is smaller
+# In texts: what no line shows, and '<', with which markup begins in report.html.
+UNFIT = "[<\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
 
@@ -499,14 +507,42 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 
 def facts(results: str) -> dict[str, Any]:
-    """A study's provenance.json, for the words at the front of report.html."""
+    """A study's provenance.json."""
     return dict(read_json(Path(results, "provenance.json")))
 
 
+def facts_as_code(results: str) -> str:
+    return rst_code(facts(results))
+
+
+def front(results: str) -> str:
+    """The facts at the front of report.html, as reStructuredText: whose study it is, and what it rests on."""
+    known = facts(results)
+    lengths = ", ".join(map(str, _list(known, "config", "latency", "lengths")))
+    told = {"Study": [known.get("study")], "Models": _list(known, "config", "models")}
+    for section, label in (("ruler", "RULER"), ("longbench", "LongBench"), ("longproc", "LongProc")):
+        told[label] = _list(known, "config", section, "tasks")
+    told |= {
+        "Timed at": [f"{lengths} tokens"],
+        "Device": [f"{known.get('device')}, attention {known.get('backend')}, {known.get('dtype')}"],
+        "Code, by its commit": [f"{known.get('commit')}{', with local changes' * bool(known.get('dirty'))}"],
+    }
+    return "\n".join(
+        f":{label}: {', '.join(map(rst_text, values))}" for label, values in told.items() if values
+    )
+
+
+def _list(value: Any, *keys: str) -> list[Any]:
+    """What lies under these keys, where a stranger's file has a list there."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, list) else []
+
+
 def published(configured: str, root: Path = Path()) -> list[str]:
-    """Studies whose results lie here as plain files, the configured one apart."""
-    found = (path.parent.name for path in root.glob("results/*/provenance.json"))
-    return sorted(name for name in found if name != configured)
+    """Studies whose results lie here as plain files, the configured one apart. What is no name is none."""
+    found = words(path.parent.name for path in root.glob("results/*/provenance.json"))
+    return [name for name in found if name != configured]
 
 
 def plotted(kind: str, study: str, config: Mapping[str, Any] | None = None) -> list[str]:
@@ -609,36 +645,24 @@ def read_config(path: Path, root: Path = Path()) -> dict[str, Any]:
     """The study config in a file, checked."""
     if not path.is_file():
         raise UserError(f"no such config: {path}; one is a file like config/demo.yaml")
-    return validate(_yaml(path, str(path)), root, str(path))
+    return validate(read_yaml(path), root, str(path))
 
 
 def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The study config with its defaults filled in, or a UserError of one line that starts with `source`."""
     study = check(config, SCHEMAS / "config.schema.yaml", source)
-    known = [FULL, *METHODS]
-    for key, names in (("methods", study["methods"]), ("latency.methods", study["latency"]["methods"])):
-        for name in names:
-            if name not in known:
-                raise one_of(f"method in {source}, {key}:", name, known)
-        if "speckv" in names and not study["speckv"]["drafts"]:
-            raise UserError(
-                f"{source}, {key}: speckv needs draft models; name one a model in speckv.drafts, or self"
-            )
-    if FULL not in study["latency"]["methods"]:
-        raise UserError(
-            f"{source}, latency.methods: {FULL!r} is missing; overheads are counted from it, so add it"
-        )
-    train = study["train"]
-    for name in [*study["models"], *(d for d in study["speckv"]["drafts"].values() if d != SELF)]:
-        spec = model_spec(name, root, source)
-        own = name in study["models"] and name not in study["adapters"]
-        if train and own and not (train["learning_rate"] or spec["learning_rate"]):
-            raise UserError(
-                f"{source}, train.learning_rate: missing, and config/models/{name}.yaml has none; "
-                "give a number above 0"
-            )
+    _check_methods(study, source)
+    drafts = [name for name in study["speckv"]["drafts"].values() if name != SELF]
+    specs = {name: model_spec(name, root, source) for name in [*study["models"], *drafts]}
     _check_adapters(study, root, source)
-    if train:
+    if train := study["train"]:
+        for name in study["models"]:
+            given = name in study["adapters"] or train["learning_rate"]
+            if not given and not specs[name]["learning_rate"]:
+                raise UserError(
+                    f"{source}, train.learning_rate: missing, and config/models/{name}.yaml has none; "
+                    "give a number above 0"
+                )
         for name, values in arms(study).items():
             place = f"{source}, train" if name == train["arm"] else f"{source}, ablation.arms.{name}"
             _check_training(values, place)
@@ -653,7 +677,28 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
     _check_benchmarks(study, root, source)
     if study["ablation"]:
         _check_ablation(study, source)
+    check_study(study, specs, source)
     return study
+
+
+def _check_methods(study: Mapping[str, Any], source: str) -> None:
+    known = [FULL, *METHODS]
+    for key, names in (("methods", study["methods"]), ("latency.methods", study["latency"]["methods"])):
+        for name in names:
+            if name not in known:
+                raise one_of(f"method in {source}, {key}:", name, known)
+        if "speckv" in names and not study["speckv"]["drafts"]:
+            raise UserError(
+                f"{source}, {key}: speckv needs draft models; name one a model in speckv.drafts, or self"
+            )
+    if FULL not in study["latency"]["methods"]:
+        raise UserError(
+            f"{source}, latency.methods: {FULL!r} is missing; overheads are counted from it, so add it"
+        )
+    for name in study["speckv"]["drafts"]:
+        if name not in study["models"]:
+            way_out = "give one of the study's models, or drop the entry"
+            raise one_of(f"model in {source}, speckv.drafts:", name, study["models"], way_out)
 
 
 def _check_adapters(study: Mapping[str, Any], root: Path, source: str) -> None:
@@ -775,6 +820,7 @@ def _check_benchmarks(study: Mapping[str, Any], root: Path, source: str) -> None
 
 def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The checked content of config/models/NAME.yaml."""
+    checked(f"{source}, models:", name, WORD, "letters, digits, '.', '_', '+', '-', no other at the front")
     path = Path("config/models") / f"{name}.yaml"
     if not (root / path).is_file():
         known = sorted(spec.stem for spec in (root / path.parent).glob("*.yaml"))
@@ -787,18 +833,11 @@ def read_spec(path: Path, source: str = "") -> dict[str, Any]:
     source = source or str(path)
     if not path.is_file():
         raise UserError(f"no such model spec: {path}; one is a file like config/models/NAME.yaml")
-    spec = check(_yaml(path, source), SCHEMAS / "model.schema.yaml", source)
+    spec = check(read_yaml(path, source), SCHEMAS / "model.schema.yaml", source)
     if spec["name"] != path.stem:
         allowed = f"allowed: {path.stem}"
         raise UserError(f"{source}, name: {spec['name']!r} differs from the file's name; {allowed}")
     return spec
-
-
-def _yaml(path: Path, source: str) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
@@ -807,16 +846,51 @@ def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
     filled = _with_defaults(value, schema)
     try:
         from jsonschema import Draft202012Validator
+        from jsonschema.validators import extend
     except ModuleNotFoundError:  # a machine that only runs verbs: the workflow's has checked the file
+        _check_texts(filled, source)
         return dict(filled)
     # In one place an unknown key comes before a missing one (the schemas' order): often it is that, misspelt.
     errors = sorted(
-        Draft202012Validator(schema).iter_errors(filled),
+        extend(Draft202012Validator, type_checker=_types(Draft202012Validator))(schema).iter_errors(filled),
         key=lambda error: [str(part) for part in error.absolute_path],
     )
     if errors:
         raise _explained(errors[0], source)
+    _check_texts(filled, source)
     return dict(filled)
+
+
+def _types(validator: Any) -> Any:
+    """JSON Schema's types, but 3.0 is no integer, and a number is finite and of no more than 18 digits."""
+    number = validator.TYPE_CHECKER.is_type
+
+    def integer(_: Any, value: Any) -> bool:
+        return isinstance(value, int) and number(value, "integer") and abs(value) < MOST
+
+    def finite(_: Any, value: Any) -> bool:
+        return number(value, "number") and -MOST < value < MOST
+
+    return validator.TYPE_CHECKER.redefine_many({"integer": integer, "number": finite})
+
+
+def _check_texts(value: Any, source: str, place: str = "") -> None:
+    """No text, nor any key, holds a line break, another control character, half a character or '<', or begins
+    as an option does: texts become words of command lines, and parts of pages."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_texts(str(key), source, place)
+            _check_texts(part, source, f"{place}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for at, part in enumerate(value):
+            _check_texts(part, source, f"{place}[{at}]")
+    elif isinstance(value, str) and (found := re.search(f"^-|{UNFIT}", value)):
+        where = f"{source}, {place}" if place else source
+        given, what = json.dumps(value), json.dumps(found[0])
+        if what == '"-"':
+            raise UserError(f"{where}: {given} would be read as an option; a path may begin with ./")
+        way_out = "leave it out" if what == '"<"' else "write it on one line"
+        raise UserError(f"{where}: {given} is not allowed, as it holds {what}; {way_out}")
 
 
 def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:

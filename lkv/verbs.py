@@ -566,11 +566,10 @@ def _protocol(args: Arguments) -> Protocol:
 
 def _context(folder: Path) -> int | None:
     """How many tokens a model takes, where its config says so."""
-    from transformers import AutoConfig
-
+    from lkv.pretrained import read_config
     from lkv.rope import context
 
-    return context(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return context(read_config(folder, local_files_only=True))
 
 
 def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:
@@ -593,6 +592,6 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"no such prompt file: {path}; give a text file in UTF-8")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None

@@ -406,7 +406,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("budgets", [64, 0]), "x.yaml, budgets[1]: 0 is not allowed; allowed: an integer of 1 or more"),
         (_put("budgets", [64, 64]), "x.yaml, budgets: [64, 64] is not allowed; allowed: a list of different"),
         (_put("budgets", "64"), 'x.yaml, budgets: "64" is not allowed'),
-        (_put("seed", True), "x.yaml, seed: true is not allowed; allowed: an integer of 0 or more"),
+        (_put("seed", True), "x.yaml, seed: true is not allowed; allowed: an integer from 0 to 4294967295"),
         (_put("study", "a\nb"), r'x.yaml, study: "a\nb" is not allowed; allowed: the study'),
         (_put("study", "../up"), 'x.yaml, study: "../up" is not allowed'),
         (_put("device", "gpu"), "value in x.yaml, device: 'gpu' (did you mean 'cpu'?); known: auto, cpu"),

@@ -67,7 +67,7 @@ def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[st
         )
     content, name = documents.read_source(source, str(path))
     try:
-        data = json.loads(content.decode("utf-8"))
+        data = json.loads(content.decode("utf-8-sig"))
         questions, texts = _squad(data) if source == "squad" else _hotpotqa(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a {LAYOUTS[source]} ({type(error).__name__}: {error})") from None

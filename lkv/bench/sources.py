@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lkv import archives
 from lkv.errors import UserError
 
 FORMS = "folder:PATH, zip:PATH, hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
@@ -50,22 +49,14 @@ def _folder(folder: Path, name: str) -> Placed:
 def _zip(path: Path, name: str) -> Placed:
     if not path.is_file():
         raise UserError(f"no such zip file: {path}; correct the path, or set another source: {FORMS}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [item for item in archive.namelist() if PurePosixPath(item).name == f"{name}.jsonl"]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is not a zip file ({error}); get it again") from None
+    members = [item for item in archives.members(path) if PurePosixPath(item).name == f"{name}.jsonl"]
     if len(members) != 1:
         held = " and ".join(members) or f"no {name}.jsonl"
         raise UserError(f"{path} holds {held}; it must hold one {name}.jsonl, such as data/{name}.jsonl")
 
     def lines() -> Placed:
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(members[0]) as stream:
-                yield from _jsonl(stream, f"{path}, {members[0]}")
-        # RuntimeError: encrypted; NotImplementedError: packed in a way that Python cannot read.
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{path}, {members[0]}: cannot be unpacked ({error}); get it again") from None
+        with archives.member(path, members[0]) as stream:
+            yield from _jsonl(stream, f"{path}, {members[0]}")
 
     return lines()
 
@@ -108,7 +99,7 @@ def _jsonl(stream: Iterable[bytes], file: str) -> Placed:
     for number, line in enumerate(stream, 1):
         place = f"{file}, line {number}"
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not a JSON record in UTF-8 ({error})") from None
         if not isinstance(record, dict):

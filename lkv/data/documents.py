@@ -92,7 +92,7 @@ def haystack(source: str) -> tuple[str, str]:
         return "pydoc", _prose()
     content, name = read_source("essays", source)
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
         if unpinned(source).endswith(".json"):
             text = json.loads(text)["text"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
