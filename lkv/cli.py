@@ -259,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=_positive, required=True)
     p.add_argument("--batch", type=_positive, default=8)
     p.add_argument("--learning-rate", type=_rate, default=1e-3)
-    p.add_argument("--warmup-steps", type=_count, default=8)
+    p.add_argument("--warmup-steps", type=_count, help=f"of linear warm-up (default: {verbs.WARMUP})")
     p.add_argument("--held-out", type=_count, default=8, help="prompts kept for the held-out KL")
     p.add_argument("--keep-gib", type=_rate, default=2.0, help="prefilled prompts held between epochs")
     p.add_argument("--seed", type=int, default=0)

@@ -58,6 +58,7 @@ PATHS = {
     "provenance": "results/{study}/provenance.json",
 }
 
+MODEL_CARD = Path(PATHS["model"]).name  # it stands for a folder with a model
 CARD = Path(PATHS["adapter"]).name  # written last, it stands for a folder of trained modules
 
 # What each plot reads, by the keys of PATHS, and the formats of a report.

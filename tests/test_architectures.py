@@ -332,6 +332,8 @@ def test_the_docs_table_is_what_the_code_says() -> None:
     """With the pinned transformers: others may hand a pass on where it does not, or the other way round."""
     root = Path(__file__).parents[1]
     if f"transformers=={transformers.__version__}\n" not in (root / "constraints.txt").read_text():
-        pytest.skip(f"the table is made with the transformers of constraints.txt, here is {transformers.__version__}")
+        pytest.skip(
+            f"the table is made with the transformers of constraints.txt, here is {transformers.__version__}"
+        )
     page = root / "docs" / "architectures.md"
     assert page.read_text(encoding="utf-8") == zoo.table(), "run python tests/zoo.py"
