@@ -24,6 +24,7 @@ from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
 from lkv.records import read_json, stored
 from lkv.registry import FULL, METHODS, SELF
+from lkv.strict_yaml import dump_yaml as dump_yaml  # of the workflow's study_config
 from lkv.strict_yaml import read_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1]  # what ships with the project, beside its Snakefile
