@@ -274,7 +274,7 @@ def score(args: Arguments) -> None:
 
     beside = args.path / "scores.csv" if args.path.is_dir() else args.path.parent / "scores.csv"
     out = args.out or beside
-    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning)
+    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning, args.method)
     print(text, end="")
     for notice in notices:
         _notify(notice)
