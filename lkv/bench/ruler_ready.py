@@ -159,7 +159,7 @@ def _plain(task: str, place: str, row: Mapping[str, Any]) -> tuple[Prompt, int]:
 
 
 def _parted(text: str, task: str, of: str) -> tuple[str, str]:
-    """`text` up to RULER's question (`of` is "") or answer prefix ("_prefix"), and the rest: empty where it is
+    """`text` up to RULER's question (`of` is "") or answer prefix ("_prefix"), and the rest: empty if it is
     not found."""
     worded = wording(task.partition("_")[0] + of)
     after = worded if of else worded.partition("{context}")[2].lstrip("\n")
