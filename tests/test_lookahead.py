@@ -15,6 +15,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lkv import probe
+from lkv.attention import SDPA
 from lkv.engine import look
 from lkv.errors import UserError
 from lkv.interface import Tail
@@ -33,7 +34,7 @@ def trained_like(model, seed=3, tokens=6):
     adapter = LookaheadKV.create(model, tokens=tokens, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for b in adapter.lora_b:
-        b.data.normal_(0, 0.1, generator=generator)
+        b.data.copy_(torch.empty(b.shape).normal_(0, 0.1, generator=generator))
     return adapter
 
 
@@ -210,7 +211,7 @@ def test_the_published_modules_say_what_they_are_and_are_whole():
 
 def test_peft_reads_the_adapter_and_sees_the_same(prompt, tmp_path):
     model = tiny_model("llama", seed=1, layers=3, heads=8)
-    model.set_attn_implementation("lkv_sdpa")
+    model.set_attn_implementation(SDPA)
     adapter = trained_like(model)
     plain, _ = prefill(model, prompt)
     with torch.no_grad():
