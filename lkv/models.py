@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.cache import full_layers, prompt_cache
-from lkv.errors import UserError, one_of
+from lkv.errors import UserError, one_of, out_of_memory
 from lkv.records import fingerprint, read_json, require, sha256_file, write_json
 from lkv.theory import Shape
 
@@ -136,7 +136,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
     """
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    from lkv.tiny import tiny_tokenizer
+    from lkv.device import memory
+    from lkv.tiny import check_shape, tiny_tokenizer
 
     made = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
     shape = spec["shape"]
@@ -145,6 +146,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
             f"{spec['name']} has no shape that random weights can be made of; "
             f"give `shape` in its file, of the family {' or '.join(made)}"
         )
+    chosen = choose_dtype(dtype, device)
+    check_shape(Shape(**shape), memory(device) / chosen.itemsize)
     config_class, model_class = made[shape["family"]]
     config = config_class(
         vocab_size=shape["vocabulary"],
@@ -160,7 +163,6 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
         eos_token_id=None,
         pad_token_id=None,
     )
-    chosen = choose_dtype(dtype, device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(chosen)
     try:
@@ -179,8 +181,12 @@ def _loading(what: str, way_out: str) -> Iterator[None]:
     """What transformers and safetensors raise on a damaged or foreign folder becomes one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (
+        OSError, ValueError, RuntimeError, SafetensorError, AttributeError, LookupError, TypeError
+    ) as error:  # fmt: skip
+        if out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load {what}: {reason}; {way_out}") from None
 
 

@@ -19,7 +19,7 @@ from lkv.bench import longbench, longproc, ruler
 from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
-from lkv.records import read_json, stored
+from lkv.records import read_provenance, stored
 from lkv.registry import FULL, METHODS, SELF
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
@@ -500,7 +500,7 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 def facts(results: str) -> dict[str, Any]:
     """A study's provenance.json, for the words at the front of report.html."""
-    return dict(read_json(Path(results, "provenance.json")))
+    return read_provenance(Path(results, "provenance.json"))
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
 from lkv.journal import Journal
+from lkv.reading import filled
 from lkv.records import SAMPLE_COLUMNS, fingerprint, read_csv, read_jsonl, require, write_csv
 
 if TYPE_CHECKING:
@@ -72,7 +73,15 @@ class Judge:
             from openai import OpenAI
         except ImportError:
             raise UserError("judging needs the openai client; install it: pip install openai") from None
-        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.retries)
+        try:
+            key.encode("ascii")
+            return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.retries)
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the judge's key in {self.key_variable} has characters that no header takes"
+            ) from None
+        except Exception as error:  # what the client's HTTP library says of a URL that is none
+            raise UserError(f"the judge's url {self.url!r} is none ({_line(error)}); correct it") from None
 
 
 def judge(
@@ -233,7 +242,7 @@ def _wordings(path: str | Path) -> dict[str, dict[str, str]]:
     found = {}
     for number, line in enumerate(read_jsonl(path), 1):
         maker = "FastChat (llm_judge/data/judge_prompts.jsonl)"
-        needed = ("name", "system_prompt", "prompt_template")
+        needed = {"name": "name", "system_prompt": "text", "prompt_template": "text"}
         prompt = require(line, needed, f"{path}, line {number}", maker)
         found[prompt["name"]] = prompt
     names = [base + turn for base in ("single-v1", "single-math-v1") for turn in ("", "-multi-turn")]
@@ -246,10 +255,8 @@ def _wordings(path: str | Path) -> dict[str, dict[str, str]]:
 
 
 def _filled(wording: Mapping[str, str], told: Mapping[str, str], name: str) -> Messages:
-    try:
-        text = wording["prompt_template"].format(**told)
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"the judge's prompt {name} cannot be filled ({error!r}); give FastChat's") from None
+    refused = f"the judge's prompt {name} cannot be filled ({{}}); give FastChat's"
+    text = filled(wording["prompt_template"], told, refused)
     return [{"role": "system", "content": wording["system_prompt"]}, {"role": "user", "content": text}]
 
 
@@ -284,7 +291,7 @@ def _ask(client: OpenAI, by: Judge, row: Row) -> Row:
         ) from None
     except openai.APIError as error:
         return {"status": "failed", "rating": None, "error": _line(error)}
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return {"status": "failed", "rating": None, "error": "the reply is no chat completion"}
 
 

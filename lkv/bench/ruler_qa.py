@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from lkv.bench.ruler_common import Generator, Prompt, filled, wording
 from lkv.data import documents
 from lkv.errors import UserError
+from lkv.reading import parse
 
 # Source, as the option is called: what its file has to be.
 LAYOUTS = {
@@ -66,8 +66,8 @@ def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[st
             f"set {source} to its path, or leave the task out"
         )
     content, name = documents.read_source(source, str(path))
+    data = parse(content, f"{path} is not a {LAYOUTS[source]} ({{}}); get it again")
     try:
-        data = json.loads(content.decode("utf-8"))
         questions, texts = _squad(data) if source == "squad" else _hotpotqa(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a {LAYOUTS[source]} ({type(error).__name__}: {error})") from None

@@ -11,6 +11,7 @@ from lkv.bench import ruler_csv, sources
 from lkv.bench.ruler import SAMPLES, TASKS, record, terms
 from lkv.bench.ruler_common import Prompt
 from lkv.errors import UserError, one_of
+from lkv.reading import expanded
 from lkv.records import fingerprint
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _open(source: str, length: int) -> tuple[str, Iterator[tuple[str, Mapping[st
         return where, iter(sources.records(source, str(length)))
     if kind != "folder" or not where:
         raise UserError(f"unknown source of ready-made RULER {source!r}; allowed: {FORMS}")
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     paths = [path for suffix in SUFFIXES if (path := folder / f"{length}{suffix}").is_file()]
     if len(paths) != 1:
         held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

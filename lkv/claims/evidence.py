@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from lkv.records import (
     LATENCY_COLUMNS,
     PAIRED_COLUMNS,
     read_csv,
-    read_json,
+    read_provenance,
 )
 from lkv.summarise import AVERAGE, BUILT_IN, REFERENCE
 
@@ -104,9 +105,9 @@ def read_evidence(results: Path, latency: Path | None = None, also: Sequence[Pat
     return Evidence(
         results.name,
         tables,
-        read_json(card) if card.is_file() else {},
+        read_provenance(card) if os.path.lexists(card) else {},
         (latency or results).name,
-        {folder.name: read_json(folder / "provenance.json") for folder in also},
+        {folder.name: read_provenance(folder / "provenance.json") for folder in also},
     )
 
 
