@@ -130,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
     )
     under_top = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
+    under_top.type = str  # words behind a verb are checked by its own parser, by name
+
     def verb(
         run: Callable[[Arguments], None],
         name: str,
@@ -205,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
 
     data = under_top.add_parser("data", help="build training prompts or benchmark data")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
+    kinds.type = str
     p = verb(
         verbs.data_train,
         "train",

@@ -29,6 +29,7 @@ CARD = "model.json"
 MARK = ".made-by-lkv"  # stays when a workflow deletes the card before it makes the model again
 # What a spec says about a model's use, and what holds where it says nothing.
 SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
+OPTIONAL = {"sha256": "object", "max_prompt": "some or null", "context": "some or null"}  # of a card's facts
 HUB_SECONDS = 10  # how long the hub may take to answer at all
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,8 +85,8 @@ def layer_counts(model: PreTrainedModel) -> tuple[int, int]:
 
 def read_card(folder: str | Path) -> dict[str, Any]:
     """What `lkv model` wrote about models/NAME, with the spec's settings; needs no weights."""
-    card = require(read_json(Path(folder) / CARD), ("name", "fingerprint"), Path(folder) / CARD, "lkv model")
-    return SETTINGS | card
+    path, kinds = Path(folder) / CARD, {"name": "name", "fingerprint": "name"}
+    return SETTINGS | require(read_json(path), kinds, path, "lkv model", OPTIONAL)
 
 
 def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loaded:

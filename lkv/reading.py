@@ -71,7 +71,7 @@ KINDS = {
 }
 KINDS |= {
     f"{name} or null": Kind(f"{KINDS[name].words} or null", partial(_or_null, KINDS[name].fits))
-    for name in ("text", "texts", "number", "object")
+    for name in ("some", "text", "texts", "number", "object")
 }
 
 

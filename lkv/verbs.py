@@ -510,14 +510,19 @@ def plan(args: Arguments) -> None:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """A benchmark's frozen prompts."""
+    from lkv.bench import score
     from lkv.data.frozen import load
     from lkv.evaluate import RECORD
     from lkv.records import require
 
-    found = [
-        require(record, RECORD, f"{path}, line {number}", "lkv data")
-        for number, record in enumerate(load(path), 1)
-    ]
+    found = []
+    for number, record in enumerate(load(path), 1):
+        place = f"{path}, line {number}"
+        found.append(require(record, RECORD, place, "lkv data"))
+        try:
+            score(record, "")  # whether it can be scored is known before the model runs
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
     if not found:
         raise UserError(f"{path} has no records; build it again with lkv data")
     return found
@@ -603,11 +608,8 @@ def _protocol(args: Arguments) -> Protocol:
 def _context(folder: Path) -> int | None:
     """How many tokens a model takes, where its card says so."""
     from lkv.models import read_card
-    from lkv.records import require
 
-    card = read_card(folder)
-    known = {} if card.get("context") is None else {"context": "some"}
-    most: int | None = require(card, known, folder / "model.json", "lkv model").get("context")
+    most: int | None = read_card(folder).get("context")
     return most
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lkv.chat import chat_ids
-from lkv.errors import UserError, one_of
+from lkv.errors import UserError, one_of, unshown
 from lkv.reading import filled, parse, read_text, regular
 from lkv.records import fingerprint, require
 
@@ -181,6 +181,8 @@ def _folder(source: Path, task: str) -> Path:
 
 def _page(folder: Path, item: Mapping[str, Any]) -> Path:
     """html_path is written from the repository's root in LongProc's first release, from `folder` later."""
+    if unshown(item["html_path"]):
+        raise UserError(f"html_path {item['html_path']!r} in {folder} is no path; {COPY}")
     parts = Path(item["html_path"]).parts
     page = folder.joinpath(*parts[parts.index(FOLDER) + 1 if FOLDER in parts else 0 :])
     if not page.resolve().is_relative_to(folder.resolve()):

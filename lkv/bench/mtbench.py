@@ -116,9 +116,12 @@ def _references(path: str | Path) -> dict[Any, list[str]]:
         kinds = {"question_id": "label", "choices": "objects"}
         answer = require(line, kinds, where, "FastChat (reference_answer/gpt-4.jsonl)")
         try:
-            found[answer["question_id"]] = answer["choices"][0]["turns"]
-        except (LookupError, TypeError):
-            raise UserError(f"{where}: no choices[0].turns; give a file of FastChat's answers") from None
+            turns = answer["choices"][0]["turns"]
+        except LookupError:
+            turns = None
+        if not _pair(turns):
+            raise UserError(f"{where}: choices[0].turns must be two texts; give a file of FastChat's answers")
+        found[answer["question_id"]] = turns
     if not found:
         raise UserError(f"{path} has no answers; give a file of FastChat's answers, or leave it out")
     return found

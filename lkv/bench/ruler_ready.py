@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,6 @@ def _checked(place: str, row: Mapping[str, Any]) -> tuple[Prompt, int]:
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a for a in answers):
         raise UserError(f"{place}: answer must be a list of texts, none of them empty")
     tokens = str(row["max_new_tokens"])
-    if not tokens.isdecimal() or not int(tokens):
-        raise UserError(f"{place}: max_new_tokens is {tokens}; it must be 1 or more")
+    if not re.fullmatch("0*[1-9][0-9]{0,6}", tokens):
+        raise UserError(f"{place}: max_new_tokens is {tokens[:40]}; it must be 1 or more, 9,999,999 at most")
     return Prompt(context + question, len(context), prefix, answers), int(tokens)

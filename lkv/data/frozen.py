@@ -42,7 +42,7 @@ def load(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def facts_of(path: str | Path, **kinds: str) -> dict[str, Any]:
-    """What a frozen file's sidecar says of it; `kinds` are those of facts that it may hold beside the hash."""
+    """What a sidecar says of its frozen file; `kinds` are those of facts that it may hold beside the hash."""
     return require(read_json(sidecar(path)), {"sha256": "name"}, sidecar(path), "lkv data", kinds)
 
 
