@@ -21,13 +21,18 @@ def one_of(what: str, given: object, allowed: Iterable[object], way_out: str = "
     return UserError(f"unknown {what} {given!r}{guess}; known: {', '.join(names)}{tail}")
 
 
+# What torch, its allocator, the loader of libraries and Python say of it, in errors of many kinds.
+NO_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "failed to map segment", "Cannot allocate memory")
+
+
 def out_of_memory(error: BaseException) -> str:
-    """What to say where memory was not enough; nothing where the error is another one."""
+    """What to say where memory was not enough, for this error or one that it came from; nothing elsewhere."""
     if type(error).__name__ == "OutOfMemoryError":
         return "CUDA ran out of memory; use a shorter length, a smaller batch or model, or --device cpu"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch's own is a RuntimeError
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return "memory ran out; use a shorter length, a smaller batch or model, or a larger machine"
-    return ""
+    before = error.__cause__ or error.__context__
+    return out_of_memory(before) if before is not None else ""
 
 
 LONGEST = 2000  # characters of a line; what is beyond them is not read

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,8 +101,8 @@ def _benchmarks(root: Path) -> None:
     (pages / "page.html").write_text("<td>Oak</td>")
     jsons(pages / "html_to_tsv_0.5k.json", [PAGE])
     dump(pages / "prompts.yaml", {"USER_PROMPT": "PAGE {html_str} END {task_description}"})
-    lines(root / "longbench/qasper.jsonl", [{"input": "What?", "context": "Oak.", "answers": ["oak"],
-                                             "all_classes": None, "dataset": "qasper", "_id": "1"}])  # fmt: skip
+    record = {"input": "What?", "context": "Oak.", "answers": ["oak"], "all_classes": None, "_id": "1"}
+    lines(root / "longbench/qasper.jsonl", [record | {"dataset": "qasper"}])
     lines(root / "ready/512.jsonl", [READY])
     jsons(root / "squad.json", SQUAD)
     jsons(root / "hotpot.json", HOTPOT)
@@ -114,6 +115,10 @@ def _benchmarks(root: Path) -> None:
     lines(root / "pred/qasper.jsonl", [{"pred": "oak", "answers": ["oak"], "all_classes": None, "length": 3}])
     (root / "predictions.csv").write_text("task,answer,predicted_answer\nqa_1,\"['a tree']\",a tree\n")
     lines(root / "chats.jsonl", [{"messages": [{"role": "user", "content": f"Hi {i}"}]} for i in range(3)])
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def dump(path: Path, value: object) -> None:
@@ -137,6 +142,21 @@ def listing(root: Path) -> dict[str, str]:
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         for path in sorted(root.rglob("*"))
     }
+
+
+def restore(good: Path, used: Path) -> None:
+    """Makes `used` the same as `good` again."""
+    for path in sorted(used.rglob("*"), reverse=True):
+        twin = good / path.relative_to(used)
+        if path.is_symlink() or not twin.exists() or (path.is_dir() != twin.is_dir()):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for twin in good.rglob("*"):
+        path = used / twin.relative_to(good)
+        if twin.is_dir():
+            path.mkdir(exist_ok=True)
+        elif not path.is_file() or path.read_bytes() != twin.read_bytes():
+            path.unlink(missing_ok=True)
+            path.write_bytes(twin.read_bytes())
 
 
 # Changes: each takes the path of a good file and leaves a bad one there.
@@ -264,6 +284,7 @@ def also(*changes: Change) -> Change:
     return change
 
 
+HUGE = 10**30
 DEEP = "[" * 200_000
 MANY_DIGITS = "9" * 5_000
 HALF = '"\\ud800"'

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
@@ -58,7 +59,7 @@ class Judge:
     max_tokens: int = 2048
 
     def client(self) -> OpenAI:
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_url(self.url):
             raise UserError(
                 f"the judge's url is {self.url!r}; give the base URL of an OpenAI-compatible endpoint, "
                 "for example http://localhost:8000/v1"
@@ -73,15 +74,20 @@ class Judge:
             from openai import OpenAI
         except ImportError:
             raise UserError("judging needs the openai client; install it: pip install openai") from None
-        try:
-            key.encode("ascii")
-            return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.retries)
-        except UnicodeEncodeError:
+        if not key.isascii() or not key.isprintable():
             raise UserError(
-                f"the judge's key in {self.key_variable} has characters that no header takes"
-            ) from None
-        except Exception as error:  # what the client's HTTP library says of a URL that is none
-            raise UserError(f"the judge's url {self.url!r} is none ({_line(error)}); correct it") from None
+                f"the judge's key in {self.key_variable} has characters that no header takes; correct it"
+            )
+        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.retries)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return False
+    return known and text.isprintable() and " " not in text
 
 
 def judge(
