@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_files import COMMANDS, cell_cases, csv_cases, json_cases
+from bad_files import COMMANDS, cell_cases, csv_cases, json_cases, table_cases
 from bad_input import Case, listing, rehashed
-from bad_models import adapter_cases, model_cases, spec_cases, yaml_cases
+from bad_models import adapter_cases, model_cases, source_cases, spec_cases, yaml_cases
 from bad_values import file_cases, line_cases, value_cases, word_cases
 
 from lkv.cli import main, parser
