@@ -37,7 +37,10 @@ def observers(
     valid = (torch.arange(draft.queries[0].shape[2]) < written[:, None]).to(prefilled.ids.device)
     batch = len(prefilled.first)
     spans = [slice(i * batch, (i + 1) * batch) for i in range(len(budgets))]
-    return [Recorded([q[span] for q in draft.queries], valid[span], beside=beside) for span in spans]
+    return [
+        Recorded([q[span] for q in draft.queries], draft.scalings, valid[span], beside=beside)
+        for span in spans
+    ]
 
 
 METHOD = Method(

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -26,8 +25,17 @@ from lkv.errors import UserError
 if TYPE_CHECKING:
     from lkv.cache import RowsCache
 
-SDPA, FLASH = "lkv_sdpa", "lkv_flash"
+# transformers takes names with "flash" or "sdpa" in them for its own: it looks for the one on the hub, and
+# asks whether the model supports the other.
+SDPA, FLASH = "lkv_torch", "lkv_fa2"
 BACKEND_NAMES = {SDPA: "sdpa", FLASH: "flash_attention_2"}
+
+Watchman: TypeAlias = "Callable[[nn.Module, int], None]"
+_watchmen: list[Watchman] = []  # told of each prefill that carries no Pass: (attention module, tokens)
+
+
+class Unsupported(UserError):
+    """The model's attention does something that this one lacks."""
 
 
 @dataclass
@@ -53,7 +61,7 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     lkv_pass: Pass | None = None,
-    prefill: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward,
+    flash: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """For transformers' models: query [B, H, Q, D], key and value [B, K, M, D] → [B, Q, H, D].
@@ -61,20 +69,53 @@ def attention(
     Causality is aligned to the *end* of the stored keys. SDPA's own causal flag aligns to the start, which is
     wrong for several tokens after an eviction; so every case is spelt out here.
     """
+    _check(query, value, kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if lkv_pass is not None and lkv_pass.observe is not None:
+    rows, stored = query.shape[2], key.shape[2]
+    if lkv_pass is None:
+        if rows == stored:
+            for watchman in _watchmen:
+                watchman(module, rows)
+    elif lkv_pass.observe is not None:
         lkv_pass.observe(layer, query, key, scale, None)
     if lkv_pass is not None and lkv_pass.rows is not None:
-        return _grouped(query, key, value, lkv_pass.rows.visible(layer), scale), None
-    rows, stored = query.shape[2], key.shape[2]
-    if attention_mask is not None:  # sliding layers and padded batches: the model's own mask
-        return sdpa_attention_forward(
+        out = _grouped(query, key, value, lkv_pass.rows.visible(layer), scale)
+    elif attention_mask is not None:  # sliding layers and padded batches: the model's own mask
+        out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scale, **kwargs
         )
-    if rows == stored:
-        return prefill(module, query, key, value, None, dropout=dropout, scaling=scale, **kwargs)
-    return _after(query, key, value, scale), None
+    elif rows == stored and flash and query.is_cuda:
+        out, _ = _flash_attn(query, key, value, scale)
+    elif rows == stored:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, None, dropout=dropout, scaling=scale, **kwargs
+        )
+    else:
+        out = _after(query, key, value, scale)
+    if lkv_pass is not None and lkv_pass.finished is not None:
+        lkv_pass.finished(layer)
+    return out, None
+
+
+def _check(query: Tensor, value: Tensor, kwargs: dict[str, Any]) -> None:
+    """Raises Unsupported for what models hand to their attention and this one would pass over."""
+    if kwargs.get("softcap") is not None:
+        raise Unsupported("its attention caps the logits (softcap), which SDPA cannot")
+    if kwargs.get("s_aux") is not None:
+        raise Unsupported("its attention has learned sinks, which SDPA cannot")
+    if value.shape[-1] != query.shape[-1]:
+        raise Unsupported("its values have another head size than its keys")
+
+
+@contextmanager
+def watching(watchman: Watchman) -> Iterator[None]:
+    """Inside, `watchman` is told of each prefill through `attention` that carries no Pass."""
+    _watchmen.append(watchman)
+    try:
+        yield
+    finally:
+        _watchmen.remove(watchman)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor | None]:
@@ -149,7 +190,7 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 # Registering names is additive: no model uses them until `set_attn_implementation` is called on it.
 AttentionInterface.register(SDPA, attention)
-AttentionInterface.register(FLASH, partial(attention, prefill=flash_attention_forward))
+AttentionInterface.register(FLASH, partial(attention, flash=True))
 AttentionMaskInterface.register(SDPA, _mask)
 AttentionMaskInterface.register(FLASH, _mask)
 

@@ -83,6 +83,12 @@ def entries(cache: Cache, layer: int) -> tuple[Tensor, Tensor]:
     return held.keys, held.values
 
 
+def check_held(held: Sequence[int], counts: Sequence[int]) -> None:
+    """Asserts after an eviction that each full-attention layer holds what it should."""
+    if list(held) != list(counts):
+        raise AssertionError(f"after an eviction to {list(counts)} entries the layers hold {list(held)}")
+
+
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -6,6 +6,7 @@ One BOS, always: the template writes its own, and a raw prompt gets the tokenize
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-DATE = "26 Jul 2024"  # Llama-3's templates write today's otherwise: another prompt every day
+# Templates may write today's date: another prompt every day. They ask for it by a variable or by a function.
+TODAY = datetime(2024, 7, 26)
+DATE_STRING = "26 Jul 2024"
+DIRECTIVES = {f"%{letter}": TODAY.strftime(f"%{letter}") for letter in "aAbBdHIjmMpSUwWyY"}
+DIRECTIVES |= {"%-d": "26", "%-m": "7", "%e": "26", "%F": "2024-07-26", "%T": "00:00:00", "%%": "%"}
+
+
+class Unrendered(UserError):
+    """A chat template cannot write these turns, or not all of their text."""
 
 
 def chat_ids(
@@ -103,21 +112,53 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
 
 
 def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
-    """Turns ({role, content}) and the assistant header as the tokenizer's own template writes them."""
+    """Turns ({role, content}) and the assistant header as the tokenizer's own template writes them.
+
+    The date is always TODAY. Templates that read content as a list of parts get one. Raises Unrendered where
+    the template refuses the turns, or the text of one does not arrive in the prompt whole.
+    """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct model, set "
             "chat_template in its tokenizer_config.json, or set protocol.template: none in the study's config"
         )
-    text = tokenizer.apply_chat_template(
-        turns,
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-        date_string=DATE,
+    in_parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    content: Any
+    for content in (turns, in_parts):
+        try:
+            text = tokenizer.apply_chat_template(
+                content,
+                chat_template=_dated(tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                date_string=DATE_STRING,
+            )
+        except (TypeError, TemplateError) as error:
+            problem = f"cannot be rendered ({(str(error).splitlines() or [type(error).__name__])[0]})"
+            continue
+        assert isinstance(text, str)
+        as_python = content is in_parts and "{'type'" in text  # a list that was written as it is
+        if not as_python and all(turn["content"].strip() in text for turn in turns):
+            return text
+        problem = "loses text of the conversation"
+    raise Unrendered(
+        f"the chat template of {tokenizer.name_or_path!r} {problem}; correct it in the tokenizer's folder, "
+        "or set chat_template: none in the model's file"
     )
-    assert isinstance(text, str)
-    return text
+
+
+def _dated(template: str) -> str:
+    """The template with a `strftime_now` that writes TODAY, where transformers' own asks the clock.
+
+    transformers hands no function to a template, so this one is a macro before it.
+    """
+    if "strftime_now" not in template:
+        return template
+    written = "".join(f"|replace('{directive}', '{text}')" for directive, text in DIRECTIVES.items())
+    return f"{{% macro strftime_now(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{template}"
 
 
 def around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lkv.chat import around
-from lkv.decode import decode
+from lkv.decode import decode_all
 from lkv.errors import UserError
 from lkv.prefill import compact, prefill
 
@@ -58,7 +58,7 @@ def answers(
             rows += compact(prefill(draft.model, asked, answer_tokens=tokens)[0], None)
         except UserError as error:
             raise UserError(f"{draft.name} cannot draft: {error}") from None
-    return decode(draft.model, rows, tokens, stop).tokens
+    return decode_all(draft.model, rows, tokens, stop, len(rows))
 
 
 def translated(ids: Sequence[int], source: Tokenizer, target: Tokenizer) -> list[int]:

@@ -15,13 +15,12 @@ from transformers import PreTrainedModel
 from lkv import observe as maths
 from lkv import second
 from lkv.attention import Pass
-from lkv.cache import EvictableLayer, Row, entries, full_layers, prompt_cache
+from lkv.cache import EvictableLayer, Row, check_held, entries, full_layers, prompt_cache
 from lkv.decode import Clock, no_clock
 from lkv.errors import UserError
-from lkv.forward import states
 from lkv.interface import Importance, Method, Observers, PromptRows, Ranking, Recipe, Recorded, Tail
 from lkv.observe import Sight
-from lkv.prefill import Prefilled, by_prompt_rows, by_tail, compact, embedded, prefill, read, rides_along
+from lkv.prefill import Prefilled, by_prompt_rows, by_tail, compact, look, prefill, read, rides_along
 from lkv.select import candidate_scores, choose, keep_layers, layer_budgets, select
 
 
@@ -120,6 +119,7 @@ def prefill_layerwise(
     with clock("prefill"):
         carried = Pass(observe=record, finished=evict_layer)
         prefilled = read(model, ids, cache, tail, carried, {}, settings)
+    check_held([prefilled.stored(i) for i in evictable], [min(count, length) for count in budgets])
     return prefilled, compact(prefilled, None)
 
 
@@ -216,21 +216,19 @@ def _importance(prefilled: Prefilled, observers: Observers) -> Importance:
 
 
 def _recorded(prefilled: Prefilled, observers: Recorded) -> Importance:
-    layers = full_layers(prefilled.cache)
-    attention = prefilled.model.base_model.get_submodule(f"layers.{layers[0]}.self_attn")
     # `first` stays None: a draft's queries see every prompt key, however early in the draft they stand.
     return [
         maths.importance(
             Sight(
                 observers.queries[i],
                 entries(prefilled.cache, i)[0],
-                float(attention.scaling),  # type: ignore[arg-type]
+                observers.scalings[i],
                 prefilled.stored(i),
                 over=observers.over,
                 valid=observers.valid,
             )
         )
-        for i in layers
+        for i in full_layers(prefilled.cache)
     ]
 
 
@@ -253,35 +251,6 @@ def _together(observers: Tail | Recorded, mine: Tensor, theirs: Tensor, length: 
         counted = observers.valid.sum(1)
     share = (counted / (counted + beside))[:, None, None]
     return share * mine + (1 - share) * theirs
-
-
-def look(prefilled: Prefilled, tail: Tail) -> Importance:
-    """Importance that a tail sees, in a pass of its own over the finished cache, which it leaves unchanged.
-
-    Differentiable in the tail's embeddings and in its adapter's parameters.
-    """
-    cache, model = prefilled.cache, prefilled.model
-    before = [dict(vars(layer)) for layer in cache.layers]  # references: the pass makes new tensors
-    evictable, importance = set(full_layers(cache)), []
-
-    def record(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
-        if layer in evictable:
-            stored = key.shape[2] - query.shape[2]
-            importance.append(maths.importance(by_tail(tail, query, key, scaling, stored, lse)))
-
-    hidden = embedded(model, tail)
-    if not hidden.requires_grad:
-        hidden = hidden.clone()  # the pass may write over it
-    try:
-        states(model, hidden, _positions(tail, prefilled.length), cache, Pass(observe=record), tail.adapter)
-    finally:
-        for layer, state in zip(cache.layers, before, strict=True):
-            vars(layer).update(state)
-    return importance
-
-
-def _positions(tail: Tail, length: int) -> Tensor:
-    return torch.arange(length, length + tail.tokens.shape[1], device=tail.tokens.device)[None]
 
 
 def answer_tail(prefilled: Prefilled) -> Tail:

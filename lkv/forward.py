@@ -11,34 +11,17 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lkv import blocks, kernels
+from lkv.architecture import LINEARS, ours
 from lkv.attention import Pass, attend
+from lkv.rope import unscaled
 
 if TYPE_CHECKING:
     from lkv.interface import Adapter
-
-FAMILIES = ("llama", "qwen3")
-LINEARS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
-
-
-def ours(model: PreTrainedModel) -> bool:
-    """Whether the block loop here is this model's: its family, its activation, no layer with a window, and
-    plain linears (PEFT and quantisation put others in their place)."""
-    config = model.config
-    if config.model_type not in FAMILIES or config.hidden_act != "silu":
-        return False
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        return False
-    layers = model.base_model.layers
-    assert isinstance(layers, nn.ModuleList)
-    return all(type(layers[0].get_submodule(name)) is nn.Linear for name in LINEARS)
 
 
 def implementation(model: PreTrainedModel) -> str:
@@ -65,8 +48,9 @@ def states(
     positions int64 [1 or B, Q]. The cache takes their keys and values. `adapter` works on their last rows.
     """
     if ours(model):
-        return _loop(model, hidden, positions, cache, carried, adapter)
-    with adapter.hooked(model) if adapter is not None else nullcontext():
+        with unscaled(model):
+            return _loop(model, hidden, positions, cache, carried, adapter)
+    with unscaled(model), adapter.hooked(model) if adapter is not None else nullcontext():
         out: Tensor = model.base_model(
             inputs_embeds=hidden,
             position_ids=positions,
@@ -75,6 +59,21 @@ def states(
             lkv_pass=carried,
         ).last_hidden_state
     return out
+
+
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The model's logits [..., V] of final hidden states, with the scale and cap that its own forward adds.
+
+    `lkv.support` refuses to draw tokens where a model does something else to them.
+    """
+    out: Tensor = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    if scale != 1.0:
+        out = out * scale
+    cap = getattr(config, "final_logit_softcapping", None)
+    return out if cap is None else cap * (out / cap).tanh()
 
 
 def _loop(

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from lkv import second
-from lkv.attention import Pass, observable
-from lkv.cache import full_layers, make_evictable
+from lkv.architecture import unwrapped
+from lkv.attention import Pass, observable, watching
+from lkv.cache import check_held, entries, full_layers, make_evictable, prompt_cache
 from lkv.decode import decode
 from lkv.engine import check_budgets, evicted, observe, prefill_layerwise, prefill_scored
 from lkv.errors import UserError
@@ -22,6 +24,7 @@ from lkv.interface import Importance, Method, PromptRows
 from lkv.models import stop_ids
 from lkv.prefill import Prefilled, watcher
 from lkv.select import select
+from lkv.support import require_evictable
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,13 @@ class Generation:
 
 
 def generate(
-    model: PreTrainedModel, ids: Tensor, method: Method | None, budget: int, max_new_tokens: int
+    model: nn.Module, ids: Tensor, method: Method | None, budget: int, max_new_tokens: int
 ) -> Generation:
-    """Prefill, evict with `method` (None: keep everything), decode. ids int64 [1, N]."""
+    """Prefill, evict with `method` (None: keep everything), decode. ids int64 [1, N].
+
+    `model` is a transformers model, or one inside PEFT or torch.compile.
+    """
+    model = unwrapped(model)
     if ids.shape[0] != 1:
         raise UserError(
             f"generate takes one prompt at a time, got a batch of {ids.shape[0]}; call it per prompt"
@@ -74,16 +81,22 @@ def generate(
 
 @contextmanager
 def evicting(
-    model: PreTrainedModel, method: Method, budget: int, answer_tokens: int = Prefilled.answer_tokens
+    model: nn.Module, method: Method, budget: int, answer_tokens: int = Prefilled.answer_tokens
 ) -> Iterator[None]:
     """Inside, each prompt that the model prefills is evicted to `budget` entries; its `generate()` works.
 
     `answer_tokens` matters to methods that write an answer of their own first (a draft, the oracle).
 
     Works by hooks on the model's forward: the prefill call is watched, then the cache that was passed in
-    drops its entries. Prompts of one batch must have one length (no padding).
+    drops its entries. Prompts of one batch must have one length (no padding). A prompt beyond the budget that
+    is read around these hooks (`model.forward(…)`, `model.model(…)`) raises UserError.
+
+    `model` is a transformers model, or one inside PEFT or torch.compile, whose hooks sit on the one inside.
     """
     check_budgets(method, [budget])
+    model = unwrapped(model)
+    require_evictable(model)
+    own_modules = {id(module) for module in model.modules()}
     inside = False  # drafts and lookahead passes are forward calls too: they must not evict
     watched: Pass | None = None
     seen: dict[PromptRows, Importance] = {}
@@ -108,6 +121,8 @@ def evicting(
             raise UserError(
                 "eviction needs prompts without padding; pass one prompt, or prompts of one length"
             )
+        if not cache.layers and cache.layer_class_to_replicate is DynamicLayer:  # DynamicCache()
+            cache.layers = prompt_cache(model.config).layers
         make_evictable(cache)
         if not full_layers(cache):
             raise UserError(
@@ -138,8 +153,16 @@ def evicting(
         if kept is not None:
             for layer, index in zip(full_layers(cache), kept, strict=True):
                 cache.layers[layer].keep(index)
+            check_held([entries(cache, i)[0].shape[2] for i in full_layers(cache)], kept.counts)
 
-    with observable(model):
+    def unwatched(module: nn.Module, tokens: int) -> None:
+        if tokens > budget and id(module) in own_modules:
+            raise UserError(
+                f"a prompt of {tokens} tokens was read without an eviction: the model was called around its "
+                "hooks; call model(…) or model.generate(…), not its forward or its parts"
+            )
+
+    with observable(model), watching(unwatched):
         hooks = [
             model.register_forward_pre_hook(before, with_kwargs=True),
             model.register_forward_hook(after, with_kwargs=True),

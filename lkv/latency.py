@@ -240,7 +240,7 @@ def latency(
     timing = _Timing(loaded, study, weights, draft)
     cells = _cells(methods, budgets, ways)
     batched = [None, methods[-1]] if batches else []  # what is kept weighs the same under every method
-    context = loaded.model.config.get_text_config().max_position_embeddings
+    context = loaded.context
     rounds = sum(warmups + repeats[length] for length in prompts)
     with tqdm(total=rounds * len(cells), desc="latency", unit="run") as bar:
         for length, ids in prompts.items():
@@ -248,7 +248,7 @@ def latency(
             runs: dict[tuple[int, str, int], list[Run]] = defaultdict(list)
             failed: dict[int, str] = {}
             for i, (together, _, _) in enumerate(cells):
-                if length > context:
+                if context is not None and length > context:
                     failed[i] = f"longer than the model's {context:,} tokens"
                 elif reason := outputs_differ(loaded, prompt, together[0]):
                     failed[i] = reason

@@ -41,7 +41,7 @@ ADAPTER, LEARNED, CARD = "adapter_model.safetensors", "lookahead_tokens.safetens
 PEFT_PREFIX = "base_model.model."
 
 
-def adapted_linears(model: PreTrainedModel, lora: str = "all") -> dict[str, nn.Linear]:
+def adapted_linears(model: PreTrainedModel, lora: str = "all") -> dict[str, Any]:
     """The linears that carry LoRA, by module path: those of ADAPTED[lora], in the last looking layer q and k.
 
     What comes after the last attention map reaches no score and would get no gradient (the published
@@ -53,8 +53,13 @@ def adapted_linears(model: PreTrainedModel, lora: str = "all") -> dict[str, nn.L
     prefix = model.base_model_prefix
     for i in range(last + 1):
         for name in ADAPTED[lora] if i < last else ADAPTED[lora][:2]:
-            module = layers[i].get_submodule(name)
-            assert isinstance(module, nn.Linear)
+            try:
+                module = layers[i].get_submodule(name)
+            except AttributeError:
+                raise UserError(
+                    f"LookaheadKV cannot be made for {model.config.model_type}: its layers have no linear "
+                    f"{name}; docs/architectures.md lists the models that it can be made for"
+                ) from None
             found[f"{prefix}.layers.{i}.{name}"] = module
     return found
 

@@ -23,6 +23,8 @@ from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of, out_of_memory
 from lkv.records import fingerprint, read_json, require, sha256_file, write_json
+from lkv.rope import context
+from lkv.support import require_evictable
 from lkv.theory import Shape
 
 CARD = "model.json"
@@ -55,7 +57,7 @@ class Loaded:
     @property
     def context(self) -> int | None:
         """Tokens that the model reads: prompt, template and answer."""
-        return context(self.model)
+        return context(self.model.config)
 
     @property
     def layers(self) -> int:
@@ -71,10 +73,6 @@ class Loaded:
         """What a table of this model must say; empty where every layer is evicted from."""
         whole = self.layers - self.full_layers
         return f"{whole} of {self.layers} layers have a sliding window and stay whole" if whole else ""
-
-
-def context(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def layer_counts(model: PreTrainedModel) -> tuple[int, int]:
@@ -103,6 +101,7 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     model.eval().requires_grad_(False)
     torch.nn.Module.to(model, device)  # transformers' own `to` hides its arguments from the type checker
     model.set_attn_implementation(best_backend(device, chosen))
+    require_evictable(model)
     return Loaded(model, tokenizer, card["name"], card["fingerprint"], stop_ids(model, tokenizer))
 
 
@@ -238,6 +237,7 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     if out.exists() and any(out.iterdir()) and not any((out / name).is_file() for name in (CARD, MARK)):
         raise UserError(f"{out} is not empty and was not made by lkv model; give a new folder, or empty it")
     model, tokenizer = makers[source["kind"]](source)
+    require_evictable(model)
     _check_limits(spec, model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
@@ -248,7 +248,7 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
 
 
 def _check_limits(spec: dict[str, Any], model: PreTrainedModel) -> None:
-    limit = context(model)
+    limit = context(model.config)
     if spec.get("context") not in (None, limit):
         raise UserError(
             f"the spec of {spec['name']} says context: {spec['context']}, its model has {limit}; "
@@ -287,7 +287,7 @@ def _save(
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": layer_counts(model)[0],
             "full_layers": layer_counts(model)[1],  # the others have a sliding window and stay whole
-            "context": context(model),
+            "context": context(model.config),
             **settings,
             "sha256": weights,
         },

@@ -17,14 +17,16 @@ from transformers.cache_utils import Cache
 from lkv import kernels
 from lkv import observe as maths
 from lkv.attention import Pass, require_observable
-from lkv.cache import EvictableLayer, Layers, Row, entries, full_layers, gather, prompt_cache
+from lkv.cache import EvictableLayer, Layers, Row, check_held, entries, full_layers, gather, prompt_cache
 from lkv.decode import decode
 from lkv.errors import UserError
-from lkv.forward import ours, states
+from lkv.forward import logits, ours, states
 from lkv.interface import Importance, PromptRows, Tail
 from lkv.observe import Sight
+from lkv.rope import context, length_dependent
 from lkv.sampling import drawn
 from lkv.select import Kept
+from lkv.support import require_drawable, require_evictable
 
 AT_ONCE = 1 << 26  # numbers in a prefill's hidden states: more keep a GPU no busier
 
@@ -96,22 +98,26 @@ def prefill(
 ) -> tuple[Prefilled, Importance | None]:
     """Runs the prompt once. ids int64 [B, N].
 
-    Records the importance that each of `rows` sees as the pass goes. With a `tail` it rides along in the
-    same pass (single pass): its importance comes back second and its keys are gone from the cache.
+    Records the importance that each of `rows` sees as the pass goes. With a `tail` its importance comes back
+    second. It rides along in the same pass (single pass), where that changes nothing of the prompt's own, and
+    its keys are gone from the cache; else it looks in a pass of its own.
     """
     length = ids.shape[1]
     cache = prompt_cache(model.config)
     seen: dict[PromptRows, Importance] = {row: [] for row in rows}
     ahead: Importance = []
     watch_rows = watcher(cache, seen, length)
+    riding = tail if rides_along(model) else None
 
     def record(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
         watch_rows(layer, query, key, scaling, lse)
-        if tail is not None:
-            ahead.append(maths.importance(by_tail(tail, query, key, scaling, length, lse)))
+        if riding is not None:
+            ahead.append(maths.importance(by_tail(riding, query, key, scaling, length, lse)))
 
-    carried = Pass(observe=record if rows or tail else None)
-    prefilled = read(model, ids, cache, tail, carried, seen, settings)
+    carried = Pass(observe=record if rows or riding else None)
+    prefilled = read(model, ids, cache, riding, carried, seen, settings)
+    if tail is not None and riding is None:
+        ahead = look(prefilled, tail)
     return prefilled, ahead if tail is not None else None
 
 
@@ -128,7 +134,7 @@ def prefill_many(
     Shorter prompts are padded behind, where causality hides it. Prompt rows must be there in each prompt.
     """
     require_observable(model)
-    assert ours(model), "padding needs the block loop of lkv.forward"
+    assert together(model), "padding needs the block loop of lkv.forward, and rotations of single tokens"
     device = model.device
     sizes = [len(prompt) for prompt in prompts]
     for size in sizes:
@@ -161,9 +167,14 @@ def prefill_many(
     ]
 
 
+def together(model: PreTrainedModel) -> bool:
+    """Whether prompts of unequal lengths can be read in one pass."""
+    return ours(model) and not length_dependent(model)
+
+
 def prompts_at_once(model: PreTrainedModel, length: int) -> int:
     """How many prompts of a length are worth one prefill: on CUDA until it is busy, else one."""
-    if model.device.type != "cuda" or not ours(model):
+    if model.device.type != "cuda" or not together(model):
         return 1
     return max(1, AT_ONCE // (length * model.config.hidden_size))
 
@@ -214,6 +225,7 @@ def read(
     settings: dict[str, Any],
 ) -> Prefilled:
     """One pass over a prompt, and a tail that rides along, into an empty cache."""
+    require_evictable(model)
     require_observable(model)
     length = ids.shape[1]
     _check_room(model, length, settings)
@@ -233,8 +245,37 @@ def read(
     return Prefilled(model, ids, cache, first, seen, **settings)
 
 
+def look(prefilled: Prefilled, tail: Tail) -> Importance:
+    """Importance that a tail sees, in a pass of its own over the finished cache, which it leaves unchanged.
+
+    Differentiable in the tail's embeddings and in its adapter's parameters.
+    """
+    cache, model = prefilled.cache, prefilled.model
+    before = [dict(vars(layer)) for layer in cache.layers]  # references: the pass makes new tensors
+    evictable, importance = set(full_layers(cache)), []
+
+    def record(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
+        if layer in evictable:
+            stored = key.shape[2] - query.shape[2]
+            importance.append(maths.importance(by_tail(tail, query, key, scaling, stored, lse)))
+
+    hidden = embedded(model, tail)
+    if not hidden.requires_grad:
+        hidden = hidden.clone()  # the pass may write over it
+    try:
+        states(model, hidden, _positions(tail, prefilled.length), cache, Pass(observe=record), tail.adapter)
+    finally:
+        for layer, state in zip(cache.layers, before, strict=True):
+            vars(layer).update(state)
+    return importance
+
+
+def _positions(tail: Tail, length: int) -> Tensor:
+    return torch.arange(length, length + tail.tokens.shape[1], device=tail.tokens.device)[None]
+
+
 def _check_room(model: PreTrainedModel, length: int, settings: dict[str, Any]) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context(model.config)
     answer = settings.get("answer_tokens", Prefilled.answer_tokens)
     if limit is not None and length + answer > limit:
         raise UserError(
@@ -252,12 +293,13 @@ def _first(
     temperature: float = 0.0,
 ) -> Tensor:
     """First token of each row, int64 [B], from the final states [B, hidden] of its last token."""
-    logits: Tensor = model.get_output_embeddings()(last)
+    scored = logits(model, last)
     if banned:
-        logits = logits.index_fill(-1, torch.tensor(sorted(banned), device=logits.device), float("-inf"))
+        scored = scored.index_fill(-1, torch.tensor(sorted(banned), device=scored.device), float("-inf"))
     if temperature == 0:  # without the seeds' copy to the device, which a capture does not allow
-        return logits.argmax(-1)
-    return drawn(logits, temperature, torch.tensor(seeds, device=logits.device), positions)
+        return scored.argmax(-1)
+    require_drawable(model)
+    return drawn(scored, temperature, torch.tensor(seeds, device=scored.device), positions)
 
 
 def _drawing(settings: dict[str, Any]) -> dict[str, Any]:
@@ -276,9 +318,10 @@ def embedded(model: PreTrainedModel, tail: Tail) -> Tensor:
 
 
 def rides_along(model: PreTrainedModel) -> bool:
-    """Whether a tail can share the prefill: not with sliding layers, where it would push entries out."""
+    """Whether a tail can share the prefill: not with sliding layers, where it would push entries out, nor
+    with rotations that depend on the length, where it would change the prompt's own keys."""
     cache = prompt_cache(model.config)
-    return len(full_layers(cache)) == len(cache.layers)
+    return len(full_layers(cache)) == len(cache.layers) and not length_dependent(model)
 
 
 def watcher(cache: Cache, seen: dict[PromptRows, Importance], fed: int) -> Watch:
@@ -335,12 +378,18 @@ def compact(prefilled: Prefilled, kept: Kept | None) -> list[Row]:
     held = [entries(cache, layer) for layer in range(len(cache.layers))]
     keys, values = [k for k, _ in held], [v for _, v in held]
     rows = range(len(prefilled.first))
+    layers = full_layers(cache)
     if kept is not None and len(kept) == len(held) and kernels.usable(keys[0]):
-        return [_compact_fused(prefilled, kept, [*keys, *values], b) for b in rows]
+        made = [_compact_fused(prefilled, kept, [*keys, *values], b) for b in rows]
+    else:
+        if kept is not None:
+            for i, index in zip(layers, kept, strict=True):
+                keys[i], values[i] = gather(keys[i], index), gather(values[i], index)
+        made = [_row(prefilled, [k[b] for k in keys], [v[b] for v in values], b) for b in rows]
     if kept is not None:
-        for i, index in zip(full_layers(cache), kept, strict=True):
-            keys[i], values[i] = gather(keys[i], index), gather(values[i], index)
-    return [_row(prefilled, [k[b] for k in keys], [v[b] for v in values], b) for b in rows]
+        for row in made:
+            check_held([row.keys[i].shape[1] for i in layers], kept.counts)
+    return made
 
 
 def _row(prefilled: Prefilled, keys: Layers, values: Layers, b: int) -> Row:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lkv import observe as maths
+from lkv.architecture import capturable
 from lkv.attention import Pass
 from lkv.cache import RowsCache, entries, tensor_bytes
 from lkv.decode import pool
@@ -40,10 +41,9 @@ def launch_bound(model: PreTrainedModel, batch: int, tokens: int) -> bool:
     """Whether a prefill [batch, tokens] waits for launches more than for arithmetic: of one prompt, short for
     the size of the model's layers, on the fused kernels of CUDA.
 
-    Rotations that depend on the longest position so far are left out: a capture cannot ask for it.
+    Models whose pass cannot be captured are left out.
     """
-    rope = str(getattr(model.config.get_text_config(), "rope_parameters", None))
-    if batch != 1 or implementation(model) != "fused" or "dynamic" in rope or "longrope" in rope:
+    if batch != 1 or implementation(model) != "fused" or not capturable(model):
         return False
     layer = model.base_model.get_submodule("layers.0")
     return tokens * sum(weight.numel() for weight in layer.parameters()) <= LAUNCH_BOUND

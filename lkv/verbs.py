@@ -40,12 +40,14 @@ def data_train(args: Arguments) -> None:
     from lkv.data.shards import Stored, join
     from lkv.parallel import group
     from lkv.responses import respond_sharded
+    from lkv.support import require_lookahead
 
     if bool(args.mixture) == bool(args.sources):
         raise UserError("give either --mixture (offline prompts) or --sources (data sets)")
     if args.sources and args.answers == "given":
         raise UserError(f"--answers given: {NOT_GIVEN}; allowed: --answers model, or a --mixture")
     loaded = _load(args)
+    require_lookahead(loaded.model)
     prompts = args.out.with_suffix(".prompts.jsonl")
     with group(loaded.model.device) as together:
         built = _build_prompts(args, loaded, prompts) if together.first else None

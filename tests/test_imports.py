@@ -149,7 +149,7 @@ def test_importing_only_registers_two_names_for_attention() -> None:
     assert found["said"] == ""
     assert set(found["changed"]) == {"attention", "masks"}
     for before, after in found["changed"].values():
-        assert set(after) - set(before) == {"lkv_sdpa", "lkv_flash"}
+        assert set(after) - set(before) == {"lkv_torch", "lkv_fa2"}
         assert set(before) <= set(after)
 
 

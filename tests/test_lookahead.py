@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from lkv.attention import SDPA
 from lkv.engine import look
 from lkv.errors import UserError
 from lkv.interface import Tail
@@ -29,7 +30,7 @@ def trained_like(model, seed=3, tokens=6):
     adapter = LookaheadKV.create(model, tokens=tokens, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for b in adapter.lora_b:
-        b.data.normal_(0, 0.1, generator=generator)
+        b.data.copy_(torch.empty(b.shape).normal_(0, 0.1, generator=generator))
     return adapter
 
 
@@ -206,7 +207,7 @@ def test_the_published_modules_say_what_they_are_and_are_whole():
 
 def test_peft_reads_the_adapter_and_sees_the_same(prompt, tmp_path):
     model = tiny_model("llama", seed=1, layers=3, heads=8)
-    model.set_attn_implementation("lkv_sdpa")
+    model.set_attn_implementation(SDPA)
     adapter = trained_like(model)
     plain, _ = prefill(model, prompt)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lkv.chat import chat_ids, conversation_text
+from lkv.chat import Unrendered, chat_ids, conversation_text
 from lkv.data.frozen import facts_of, freeze, sidecar
 from lkv.data.shards import Stored
 from lkv.data.tables import FORMS, File, Record, Records, locate
@@ -330,13 +330,11 @@ def few_shot(read: Callable[[Record], Example]) -> Draw:
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> Drawn:
-    from jinja2 import TemplateError
-
     if not turns or not turns[-1]["content"].strip():
         raise Unusable("no_user_turn")
     try:
         text = conversation_text(tokenizer, turns)
-    except TemplateError:  # some templates know no system turn, or want user and assistant in turn
+    except Unrendered:  # some templates know no system turn, or want user and assistant in turn
         raise Unusable("refused_by_template") from None
     return Drawn((text,), lambda: list(tokenizer(text, add_special_tokens=False).input_ids))
 
