@@ -30,12 +30,13 @@ from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
 from lkv.registry import FULL
 from lkv.select import PLAIN, Kept, candidates, choose
 
-# What a benchmark's data file holds a sample (docs/protocols.md explains each).
-RECORD = (
-    "benchmark", "task", "length", "sample", "planned", "haystack", "protocol", "question_aware", "template",
-    "input", "question_at", "answer_prefix", "outputs", "classes", "metric", "max_new_tokens", "stops",
-    "min_new_tokens",
-)  # fmt: skip
+# What a benchmark's data file holds a sample, and of which kind (docs/protocols.md explains each).
+RECORD = {
+    "benchmark": "name", "task": "name", "length": "count", "sample": "count", "planned": "some",
+    "haystack": "text", "protocol": "name", "question_aware": "flag", "template": "flag", "input": "name",
+    "question_at": "count", "answer_prefix": "text", "outputs": "texts", "classes": "texts",
+    "metric": "name", "max_new_tokens": "some", "stops": "texts", "min_new_tokens": "count",
+}  # fmt: skip
 # Decoded as one batch: what keeps the device busy, and no more, because a kill loses what is being decoded.
 ROWS_AT_ONCE = {"cpu": 32, "cuda": 512}
 

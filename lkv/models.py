@@ -26,6 +26,7 @@ CARD = "model.json"
 AGAIN = "make it again with lkv model"
 # What a spec says about a model's use, and what holds where it says nothing.
 SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
+OPTIONAL = {"sha256": "object", "max_prompt": "some or null", "context": "some or null"}  # of a card's facts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,8 +77,8 @@ def layer_counts(model: PreTrainedModel) -> tuple[int, int]:
 
 def read_card(folder: str | Path) -> dict[str, Any]:
     """What `lkv model` wrote about models/NAME, with the spec's settings; needs no weights."""
-    card = require(read_json(Path(folder) / CARD), ("name", "fingerprint"), Path(folder) / CARD, "lkv model")
-    return SETTINGS | card
+    path, kinds = Path(folder) / CARD, {"name": "name", "fingerprint": "name"}
+    return SETTINGS | require(read_json(path), kinds, path, "lkv model", OPTIONAL)
 
 
 def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loaded:
@@ -128,7 +129,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
     """
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    from lkv.tiny import tiny_tokenizer
+    from lkv.device import memory
+    from lkv.tiny import check_shape, tiny_tokenizer
 
     made = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
     shape = spec["shape"]
@@ -137,6 +139,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
             f"{spec['name']} has no shape that random weights can be made of; "
             f"give `shape` in its file, of the family {' or '.join(made)}"
         )
+    chosen = choose_dtype(dtype, device)
+    check_shape(Shape(**shape), memory(device) / chosen.itemsize)
     config_class, model_class = made[shape["family"]]
     config = config_class(
         vocab_size=shape["vocabulary"],
@@ -152,7 +156,6 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
         eos_token_id=None,
         pad_token_id=None,
     )
-    chosen = choose_dtype(dtype, device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(chosen)
     try:

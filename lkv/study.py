@@ -24,7 +24,7 @@ from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
 from lkv.markup import rst_code, rst_text
 from lkv.names import WORD, checked, words
-from lkv.records import read_json, stored
+from lkv.records import read_provenance, stored
 from lkv.registry import FULL, METHODS, SELF
 from lkv.strict_yaml import dump_yaml as dump_yaml  # of the workflow's study_config
 from lkv.strict_yaml import read_yaml
@@ -512,8 +512,8 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 
 def facts(results: str) -> dict[str, Any]:
-    """A study's provenance.json."""
-    return dict(read_json(Path(results, "provenance.json")))
+    """A study's provenance.json, for the words at the front of report.html."""
+    return read_provenance(Path(results, "provenance.json"))
 
 
 def facts_as_code(results: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import sys
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lkv import terminal
 from lkv.checks import check_budgets, check_kernel, check_once, check_training
-from lkv.errors import UserError, one_of
+from lkv.errors import UserError, one_of, plain
 from lkv.protocol import Protocol, protocol
 from lkv.registry import FULL, SELF, check_given
 from lkv.study import CARD, MODEL_CARD, NOT_GIVEN, RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
@@ -152,25 +153,32 @@ def data_longproc(args: Arguments) -> None:
 
 def train(args: Arguments) -> None:
     """train the lookahead tokens and their LoRA"""
-    from lkv.data.frozen import sidecar
-    from lkv.data.shards import Stored
+    from lkv.data.frozen import facts_of
+    from lkv.data.shards import ANSWERED, Stored
     from lkv.device import describe
     from lkv.parallel import group
     from lkv.provenance import commit, package_versions
-    from lkv.records import read_json, require
     from lkv.train import Arm, Schedule, train
 
-    prompts, made = Stored(args.data), read_json(sidecar(args.data))
-    for prompt in prompts[:1]:
-        require(prompt, ("id", "kind", "length", "ids", "response"), args.data, "lkv data train")
+    prompts = Stored(args.data, ANSWERED)
+    if not prompts:
+        raise UserError(f"{args.data} has no prompts; make them again with lkv data train")
+    made = facts_of(args.data, sources="objects", mixture="object", answers="object")
     check_training(len(prompts), args.held_out, args.batch, args.steps, args.warmup_steps or 0)
     warmup = WARMUP if args.warmup_steps is None else args.warmup_steps
     loaded = _load(args)
+    if prompts.largest >= (known := loaded.model.config.get_text_config().vocab_size):
+        raise UserError(
+            f"{args.data} holds the token {prompts.largest}, the vocabulary of {loaded.name} has {known}; "
+            "give prompts that were made for this model"
+        )
     schedule = Schedule(args.steps, args.batch, args.learning_rate, warmup, args.held_out, args.seed)
-    kinds = [source["name"] for source in made.get("sources", [])] or sorted(made.get("mixture", ["?"]))
+    kinds = [str(source.get("name")) for source in made.get("sources", [])] or sorted(
+        made.get("mixture", "?")
+    )
     offline, answers = "offline " if made.get("mixture") else "", made.get("answers")
     own = "" if answers else "self-answered "
-    true = f"; {answers['given']} of all {len(prompts)} answers are given ones" if answers else ""
+    true = f"; {answers.get('given')} of all {len(prompts)} answers are given ones" if answers else ""
     cut = f"; answers cut to {args.response_tokens} tokens" if args.response_tokens else ""
     provenance = {
         "trained_on": f"{len(prompts) - args.held_out} {own}{offline}prompts ({', '.join(kinds)}) "
@@ -353,9 +361,12 @@ def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
 
 def throughput(args: Arguments) -> None:
     """how many cells a second are evaluated, beside kvpress"""
+    from lkv.records import THROUGHPUT_COLUMNS, read_csv
     from lkv.throughput import ratio, throughput
 
     _check(args)
+    if args.against:
+        read_csv(args.against, THROUGHPUT_COLUMNS)  # now, not after the runs
     tasks = [_records(path)[: args.samples] for path in args.data]
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
@@ -381,14 +392,23 @@ def ablation(args: Arguments) -> None:
     write_ablation(args.samples, args.out, args.arm, args.seed)
 
 
+# What is read of an adapter's card, and of which kind.
+CARD_KINDS = {
+    "base_model": "object", "arm": "name", "tokens": "some", "lora": "name", "loss": "name",
+    "parameters": "count", "steps": "count", "samples": "count", "held_out_kl_before": "number or null",
+    "held_out_kl_after": "number or null", "held_out_recall": "number or null", "trained_on": "text",
+}  # fmt: skip
+
+
 def arms(args: Arguments) -> None:
     """what each trained arm is and how well it predicts, from the adapters' cards"""
     from lkv.records import ARMS_COLUMNS, read_json, require, write_csv
 
     rows = []
     for path in args.cards:
-        card = require(read_json(path), ARMS_COLUMNS[1:], path, "lkv train")
-        rows.append(card | {"model": card["base_model"]["name"]})
+        card = require(read_json(path), CARD_KINDS, path, "lkv train")
+        base = require(card["base_model"], {"name": "name"}, f"{path}, base_model", "lkv train")
+        rows.append(card | {"model": base["name"]})
     write_csv(args.out, rows, ARMS_COLUMNS)
 
 
@@ -461,23 +481,33 @@ def generate(args: Arguments) -> None:
     _check(args)
     text = _text(args.prompt_file)
     loaded = _load(args)
+    _check_head(loaded, text, args.max_new_tokens)
     ids = torch.tensor([chat_ids(loaded.tokenizer, text)])
     [method] = _methods(args, loaded)
     done = generate(loaded.model, ids, method, args.budget, args.max_new_tokens)
-    print(loaded.tokenizer.decode(done.tokens, skip_special_tokens=True))
-    print(
+    print(loaded.tokenizer.decode(done.tokens, skip_special_tokens=True), flush=True)
+    terminal.say(
         f"\n{args.method}: kept {done.kept:.0f} of {done.prompt_tokens} tokens a layer and KV head; "
         f"cache {done.cache_bytes / 2**20:.1f} MiB of {done.full_cache_bytes / 2**20:.1f} MiB; "
         f"TTFT {done.ttft_s:.3f} s; {done.tokens_per_s:.1f} tokens/s; "
-        f"{loaded.backend}, {loaded.dtype}, {loaded.model.device}",
-        file=sys.stderr,
+        f"{loaded.backend}, {loaded.dtype}, {loaded.model.device}"
     )
+
+
+def _check_head(loaded: Loaded, text: str, new: int) -> None:
+    """Refuses a text whose first part is too long already: a whole library would take gigabytes."""
+    from lkv.chat import token_ids
+    from lkv.responses import check_fits
+
+    head = text[: 32 * (loaded.context or len(text))]  # characters; few texts have so many a token
+    if len(head) < len(text):
+        check_fits(loaded, len(token_ids(loaded.tokenizer, [head])[0]), new)
 
 
 def _notify(notice: str) -> None:
     if notice:
-        log.warning(notice)
-        print(f"lkv: {notice}", file=sys.stderr)
+        log.warning(plain(notice))
+        terminal.say(f"lkv: {plain(notice)}")
 
 
 def plan(args: Arguments) -> None:
@@ -490,11 +520,22 @@ def plan(args: Arguments) -> None:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """A benchmark's frozen prompts."""
+    from lkv.bench import score
     from lkv.data.frozen import load
     from lkv.evaluate import RECORD
     from lkv.records import require
 
-    return [require(record, RECORD, path, "lkv data") for record in load(path)]
+    found = []
+    for number, record in enumerate(load(path), 1):
+        place = f"{path}, line {number}"
+        found.append(require(record, RECORD, place, "lkv data"))
+        try:
+            score(record, "")  # whether it can be scored is known before the model runs
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+    if not found:
+        raise UserError(f"{path} has no records; build it again with lkv data")
+    return found
 
 
 def _load(args: Arguments) -> Loaded:
@@ -562,8 +603,8 @@ def _arm(word: str, args: Arguments) -> tuple[str, str, dict[str, Any]]:
             raise one_of(f"setting of the arm {name!r}:", key, given)
         if key in RECIPE_CHOICES and value not in RECIPE_CHOICES[key]:
             raise one_of(f"{key} of the arm {name!r}:", value, RECIPE_CHOICES[key])
-        if key not in RECIPE_CHOICES and not value.isdecimal():
-            raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number")
+        if key not in RECIPE_CHOICES and not re.fullmatch("[0-9]{1,4}", value):
+            raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number, 9999 at most")
         given[key] = value if key in RECIPE_CHOICES else int(value)
     check_kernel(given["kernel"], f"the arm {name!r}")
     return name, folder, given
@@ -604,11 +645,11 @@ def _protocol(args: Arguments) -> Protocol:
 
 
 def _context(folder: Path) -> int | None:
-    """How many tokens a model takes, where its config says so."""
-    from lkv.pretrained import read_config
-    from lkv.rope import context
+    """How many tokens a model takes, where its card says so."""
+    from lkv.models import read_card
 
-    return context(read_config(folder, local_files_only=True))
+    most: int | None = read_card(folder).get("context")
+    return most
 
 
 def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:
@@ -628,9 +669,6 @@ def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0,
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"no such prompt file: {path}; give a text file in UTF-8")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    from lkv.reading import read_text
+
+    return read_text(path, f"no such prompt file: {path}; give a text file in UTF-8")

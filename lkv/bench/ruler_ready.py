@@ -7,6 +7,7 @@ wordings, which end it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from lkv.bench.ruler import SAMPLES, TASKS, record, terms
 from lkv.bench.ruler_common import Prompt, wording
 from lkv.bench.ruler_niah import singular
 from lkv.errors import UserError, one_of
+from lkv.reading import expanded
 from lkv.records import fingerprint
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def _open(
         return where, iter(sources.records(source, str(length))), _checked
     if kind != "folder" or not where:
         raise UserError(f"unknown source of ready-made RULER {source!r}; allowed: {FORMS}")
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     paths = [path for suffix in SUFFIXES if (path := folder / f"{length}{suffix}").is_file()]
     plain = [path for place in PLACES if (path := folder / place.format(length=length, task=task)).is_file()]
     if len(plain) == 1 and not paths:
@@ -138,8 +140,8 @@ def _checked(place: str, row: Mapping[str, Any]) -> tuple[Prompt, int]:
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a for a in answers):
         raise UserError(f"{place}: answer must be a list of texts, none of them empty")
     tokens = str(row["max_new_tokens"])
-    if not tokens.isdecimal() or not int(tokens):
-        raise UserError(f"{place}: max_new_tokens is {tokens}; it must be 1 or more")
+    if not re.fullmatch("0*[1-9][0-9]{0,6}", tokens):
+        raise UserError(f"{place}: max_new_tokens is {tokens[:40]}; it must be 1 or more, 9,999,999 at most")
     return Prompt(context + question, len(context), prefix, answers), int(tokens)
 
 

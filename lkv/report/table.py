@@ -6,6 +6,7 @@ Beside them .html, which has every task's cells too (lkv/report/page.py).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def build_table(results_dir: str | Path, blocks: Sequence[Block]) -> Table:
 
 def _tied_recalls(path: Path) -> set[tuple[Any, ...]]:
     """Average cells whose recall_raw is not told from LookaheadKV's: the paired interval covers 0."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return set()
     paired = read_csv(path, PAIRED_COLUMNS)
     wanted = (paired["task"] == AVERAGE) & (paired["metric"] == "recall_raw")
