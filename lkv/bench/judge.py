@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
 from lkv.journal import Journal
-from lkv.reading import filled
+from lkv.reading import filled, whole_characters
 from lkv.records import SAMPLE_COLUMNS, fingerprint, read_csv, read_jsonl, require, write_csv
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _ask(client: OpenAI, by: Judge, row: Row) -> Row:
                 temperature=by.temperature,
                 max_tokens=by.max_tokens,
             )
-            reply = done.choices[0].message.content or ""
+            reply = whole_characters(done.choices[0].message.content or "")
             if (found := rating(reply)) is not None:
                 return {"status": "ok", "rating": found, "reply": reply}
         return {"status": "unparsed", "rating": None, "reply": reply}
