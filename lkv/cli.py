@@ -18,7 +18,7 @@ from lkv import terminal, verbs
 from lkv.errors import Lost, UserError, one_of, out_of_memory, plain, unshown
 from lkv.launch import LOST, launch, world
 from lkv.protocol import PROTOCOLS
-from lkv.reading import LARGEST, parse
+from lkv.reading import parse
 from lkv.registry import FULL, METHODS
 from lkv.study import PLOTS, RECIPE_CHOICES
 
@@ -54,7 +54,7 @@ def _few(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    return _whole(text, 0, LARGEST)
+    return _whole(text, 0, 2**32 - 1)  # as in a config
 
 
 def _number(text: str, most: float) -> float:
@@ -248,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--haystack", default="pydoc", help="pydoc, an essays file, or hub:OWNER/NAME")
     p.add_argument("--squad", help="SQuAD 2.0 JSON, for qa_1")
     p.add_argument("--hotpotqa", help="HotpotQA JSON, for qa_2")
-    p.add_argument("--ready", help="ready-made samples in kvpress' form: folder:PATH or hub:OWNER/NAME")
+    p.add_argument("--ready", help="ready-made samples, kvpress' or RULER's: folder:PATH or hub:OWNER/NAME")
     follows(p)
     p.add_argument("--seed", type=_seed, default=0)
     p.add_argument("--out", type=Path, required=True)
@@ -297,7 +297,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=_positive, required=True)
     p.add_argument("--batch", type=_positive, default=8)
     p.add_argument("--learning-rate", type=_rate, default=1e-3)
-    p.add_argument("--warmup-steps", type=_count, default=8)
+    p.add_argument("--warmup-steps", type=_count, help=f"of linear warm-up (default: {verbs.WARMUP})")
     p.add_argument("--held-out", type=_count, default=8, help="prompts kept for the held-out KL")
     p.add_argument("--keep-gib", type=_rate, default=2.0, help="prefilled prompts held between epochs")
     p.add_argument("--seed", type=_seed, default=0)
@@ -381,8 +381,13 @@ def parser() -> argparse.ArgumentParser:
         "lkv score --benchmark longbench pred/llama2-7b-chat --out scores.csv",
     )
     p.add_argument("--benchmark", choices=["longbench", "ruler"], required=True)
-    p.add_argument("path", type=Path, help="folder of TASK.jsonl, or kvpress' predictions.csv")
-    p.add_argument("--cleaning", choices=["kvpress", "ruler"], default="kvpress", help="of answers")
+    p.add_argument(
+        "path", type=Path, help="folder of TASK.jsonl or of TASK/METHOD.json, or kvpress' predictions.csv"
+    )
+    p.add_argument("--method", help="of TASK/METHOD.json, where there are several")
+    p.add_argument(
+        "--cleaning", choices=["kvpress", "ruler"], help="of answers; default: as the harness that wrote them"
+    )
     p.add_argument(
         "--code", choices=["difflib", "levenshtein"], default="difflib", help="how code is compared"
     )

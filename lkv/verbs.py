@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lkv import terminal
+from lkv.checks import check_budgets, check_kernel, check_once, check_training
 from lkv.errors import UserError, one_of, plain
 from lkv.protocol import Protocol, protocol
-from lkv.registry import FULL, SELF
-from lkv.study import NOT_GIVEN, RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
+from lkv.registry import FULL, SELF, check_given
+from lkv.study import CARD, MODEL_CARD, NOT_GIVEN, RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
 
 if TYPE_CHECKING:
     from lkv.data.shards import Stored
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lkv.models import Loaded
 
 Arguments = argparse.Namespace
+WARMUP = 8  # steps of a training whose command line names none
 log = logging.getLogger("lkv")
 
 
@@ -162,15 +164,15 @@ def train(args: Arguments) -> None:
     if not prompts:
         raise UserError(f"{args.data} has no prompts; make them again with lkv data train")
     made = facts_of(args.data, sources="objects", mixture="object", answers="object")
+    check_training(len(prompts), args.held_out, args.batch, args.steps, args.warmup_steps or 0)
+    warmup = WARMUP if args.warmup_steps is None else args.warmup_steps
     loaded = _load(args)
     if prompts.largest >= (known := loaded.model.config.get_text_config().vocab_size):
         raise UserError(
             f"{args.data} holds the token {prompts.largest}, the vocabulary of {loaded.name} has {known}; "
             "give prompts that were made for this model"
         )
-    schedule = Schedule(
-        args.steps, args.batch, args.learning_rate, args.warmup_steps, args.held_out, args.seed
-    )
+    schedule = Schedule(args.steps, args.batch, args.learning_rate, warmup, args.held_out, args.seed)
     kinds = [str(source.get("name")) for source in made.get("sources", [])] or sorted(
         made.get("mixture", "?")
     )
@@ -203,6 +205,7 @@ def evaluate(args: Arguments) -> None:
     """one task under all methods and budgets"""
     from lkv.evaluate import evaluate
 
+    _check(args)
     records = _records(args.data)
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
@@ -230,6 +233,7 @@ def inspect(args: Arguments) -> None:
     """recall of the oracle's choice by layer, and which tokens survive"""
     from lkv.inspection import inspect
 
+    _check(args)
     records = _records(args.data)[: args.samples]
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
@@ -243,6 +247,7 @@ def mtbench(args: Arguments) -> None:
     from lkv.bench.mtbench import load_questions
     from lkv.turns import answers
 
+    _check(args)
     questions = load_questions(args.questions, args.samples, args.references)
     loaded = _load(args)
     notice = answers(
@@ -277,7 +282,7 @@ def score(args: Arguments) -> None:
 
     beside = args.path / "scores.csv" if args.path.is_dir() else args.path.parent / "scores.csv"
     out = args.out or beside
-    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning)
+    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning, args.method)
     print(text, end="")
     for notice in notices:
         _notify(notice)
@@ -291,6 +296,11 @@ def latency(args: Arguments) -> None:
 
     if bool(args.model) == bool(args.shape):
         raise UserError("give either --model (real weights) or --shape (a model's YAML: random weights)")
+    if len(args.repeats) not in (1, len(args.lengths)):
+        raise UserError(
+            f"{len(args.repeats)} --repeats for {len(args.lengths)} --lengths; give one, or one a length"
+        )
+    _check(args)
     if args.shape:
         loaded, methods = _of_shape(args)
         vocabulary = loaded.model.config.vocab_size
@@ -300,10 +310,6 @@ def latency(args: Arguments) -> None:
         loaded = _load(args)
         methods = _methods(args, loaded)
         prompts = {length: filler(loaded.tokenizer, length) for length in args.lengths}
-    if len(args.repeats) not in (1, len(args.lengths)):
-        raise UserError(
-            f"{len(args.repeats)} --repeats for {len(args.lengths)} --lengths; give one, or one a length"
-        )
     each = args.repeats if len(args.repeats) > 1 else args.repeats * len(args.lengths)
     rows: list[dict[str, Any]] = []
     measured = latency(
@@ -358,6 +364,7 @@ def throughput(args: Arguments) -> None:
     from lkv.records import THROUGHPUT_COLUMNS, read_csv
     from lkv.throughput import ratio, throughput
 
+    _check(args)
     if args.against:
         read_csv(args.against, THROUGHPUT_COLUMNS)  # now, not after the runs
     tasks = [_records(path)[: args.samples] for path in args.data]
@@ -470,11 +477,12 @@ def generate(args: Arguments) -> None:
     from lkv.chat import chat_ids
     from lkv.generate import generate
 
+    args.methods, args.budgets = [args.method], [args.budget]
+    _check(args)
     text = _text(args.prompt_file)
     loaded = _load(args)
     _check_head(loaded, text, args.max_new_tokens)
     ids = torch.tensor([chat_ids(loaded.tokenizer, text)])
-    args.methods = [args.method]
     [method] = _methods(args, loaded)
     done = generate(loaded.model, ids, method, args.budget, args.max_new_tokens)
     print(loaded.tokenizer.decode(done.tokens, skip_special_tokens=True), flush=True)
@@ -560,10 +568,32 @@ def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
     ]
 
 
-def _of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
-    """The method of `arm=folder,key=value,…`: flags give what it leaves out; the first is `lookaheadkv`."""
-    from lkv.lookahead import LookaheadKV
+def _check(args: Arguments) -> None:
+    """What the words of a verb that compares methods say, before a model is loaded for it."""
+    for key in ("methods", "budgets", "lengths", "temperatures"):
+        check_once(getattr(args, key, []), f"--{key}")
+    check_budgets(args.budgets, args.methods, "--budget" if args.verb == "generate" else "--budgets")
+    check_kernel(args.kernel, "--kernel")
+    drawn = bool(getattr(args, "shape", None))  # random weights, and modules of the same kind
+    for name in args.methods:
+        check_given(name, drawn or args.adapter, args.draft)
+    drafts = "speckv" in args.methods and args.draft != SELF and not drawn
+    arms = [_arm(word, args)[:2] for word in getattr(args, "arms", [])]
+    check_once([name for name, _ in arms], "--arms")
+    folders = [args.adapter] if args.adapter and "lookaheadkv" in args.methods else []
+    for folder in [*folders, *(folder for _, folder in arms)]:
+        _check_folder(folder, CARD, "lkv train")
+    if drafts:
+        _check_folder(args.draft, MODEL_CARD, "lkv model")
 
+
+def _check_folder(folder: str | Path, card: str, maker: str) -> None:
+    if not Path(folder, card).is_file():
+        raise UserError(f"no such file: {Path(folder, card)}; give a folder made by {maker}")
+
+
+def _arm(word: str, args: Arguments) -> tuple[str, str, dict[str, Any]]:
+    """Name, folder and recipe of `arm=folder,key=value,…`: flags give what it leaves out."""
     name, _, rest = word.partition("=")
     folder, *settings = rest.split(",")
     given: dict[str, Any] = {key: vars(args)[key] for key in RECIPE_KEYS}
@@ -576,6 +606,15 @@ def _of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
         if key not in RECIPE_CHOICES and not re.fullmatch("[0-9]{1,4}", value):
             raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number, 9999 at most")
         given[key] = value if key in RECIPE_CHOICES else int(value)
+    check_kernel(given["kernel"], f"the arm {name!r}")
+    return name, folder, given
+
+
+def _of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
+    """The method of an arm's word; the first arm is `lookaheadkv`."""
+    from lkv.lookahead import LookaheadKV
+
+    name, folder, given = _arm(word, args)
     adapter = LookaheadKV.from_pretrained(folder, loaded.model)
     recipe, beside = _recipe(given)
     return adapter.method(recipe, beside, "lookaheadkv" if word == args.arms[0] else f"lookaheadkv/{name}")
@@ -586,8 +625,6 @@ def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:
     from lkv.interface import PromptRows
     from lkv.lookahead import RECIPE
 
-    if given["kernel"] % 2 == 0:
-        raise UserError(f"a pooling kernel of {given['kernel']} has no middle; give an odd number")
     pool = None if given["pool"] == "none" else given["pool"]
     recipe = replace(RECIPE, group=given["group"], pool=pool, kernel=given["kernel"], order=given["order"])
     return recipe, PromptRows(given["beside"]) if given["beside"] else None

@@ -403,7 +403,7 @@ def test_budgets_below_a_methods_window_are_refused(
         generate(world, tmp_path, method=method, budget=budget),
     ):
         line = refused(*command)
-        assert f"budget {budget} is too small for {method}, which always keeps " in line
+        assert f"budget {budget} is too small for {method}, which needs " in line
         assert re.search(r"give \d+ or more", line)
 
 

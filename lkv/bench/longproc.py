@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lkv.chat import chat_ids
 from lkv.errors import UserError, one_of, unshown
 from lkv.reading import filled, parse, read_text, regular
 from lkv.records import fingerprint, require
+from lkv.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -196,9 +195,9 @@ def _read(path: Path) -> str:
 
 def _template(path: Path) -> str:
     try:
-        prompts = yaml.safe_load(_read(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); {COPY}") from None
+        prompts = parse_yaml(_read(path), str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {COPY}") from None
     template = require(prompts, ["USER_PROMPT"], path, "LongProc")["USER_PROMPT"]
     if not isinstance(template, str) or template.count(PAGE) != 1:
         raise UserError(f"{path}: USER_PROMPT must be a text with {PAGE} in one place; {COPY}")

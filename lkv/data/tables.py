@@ -5,6 +5,7 @@ Memory holds where each record lies, never the records: a file may be larger tha
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import re
@@ -82,6 +83,7 @@ class Json:
     def __init__(self, file: File) -> None:
         self._file = file
         with file.path.open("rb") as stream:
+            stream.seek(_mark(file.path))
             head = (byte for byte in iter(lambda: stream.read(1), b"") if not byte.isspace())
             self._listed = next(head, b"") == b"["
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
@@ -104,6 +106,12 @@ class Json:
         return f"{self._file.name}, {record}line {self._lines[index]}"
 
 
+def _mark(path: Path) -> int:
+    """Bytes of the byte order mark that some Windows tools write before the text: 3, or 0."""
+    with path.open("rb") as stream:
+        return 3 if stream.read(3) == codecs.BOM_UTF8 else 0
+
+
 def _lines(file: File) -> Iterator[tuple[int, int, int]]:
     """(first byte, byte behind, line number) of each line that is not blank."""
     end = 0
@@ -119,8 +127,9 @@ def _elements(file: File) -> Iterator[tuple[int, int, int]]:
     """(first byte, byte behind, line number) of each element of a JSON list, which is read in pieces."""
     scan = json.JSONDecoder().raw_decode
     text, at = "", 0  # Latin-1, so that a character is a byte; JSON's own signs are the same in UTF-8
-    base, line, number = 0, 1, 0
+    base, line, number = _mark(file.path), 1, 0
     with file.path.open("rb") as stream:
+        stream.seek(base)
 
         def more() -> bool:
             nonlocal text
