@@ -42,6 +42,7 @@ CASES = [
     *word_cases(),
     *file_cases(),
     *spec_cases(),
+    *yaml_cases(),
 ]
 # Cases whose checks are being made elsewhere: run with `-k pending`.
 PENDING = [*table_cases(), *cell_cases(), *source_cases(), *adapter_cases(), *model_cases()]
