@@ -22,7 +22,7 @@ from lkv.bench import endpoint
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
 from lkv.journal import Journal
-from lkv.reading import filled
+from lkv.reading import filled, whole_characters
 from lkv.records import (
     JUDGEMENT_COLUMNS,
     SAMPLE_COLUMNS,
@@ -303,7 +303,7 @@ def _ask(client: OpenAI, by: Judge, row: Row) -> Row:
                 temperature=by.temperature,
                 max_tokens=by.max_tokens,
             )
-            reply = done.choices[0].message.content or ""
+            reply = whole_characters(done.choices[0].message.content or "")
             if (found := rating(reply)) is not None:
                 return {"status": "ok", "rating": found, "reply": by.hide(reply)}
         return {"status": "unparsed", "rating": None, "reply": by.hide(reply)}
