@@ -1,8 +1,16 @@
-"""`python -m lkv` is `lkv`."""
+"""`python -m lkv` is `lkv`. What takes time to import is imported after Ctrl-C is looked after."""
 
 import sys
 
-from lkv.cli import main
+from lkv.signals import leave_at_once
+
+
+def main() -> int:
+    leave_at_once()
+    from lkv.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":  # prompts are built in processes that import this file
     sys.exit(main())

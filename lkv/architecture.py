@@ -54,8 +54,7 @@ class Blueprint:
         self._weights = [owned["weight"] for owned in self._owners]
         plain = all(type(parameter.data) is Tensor for parameter in base.parameters())
         self.looped = plain and _is_looped(model, set(self._kinds))
-        # A captured pass would go on with the adapters that were active in PEFT when it was captured.
-        self.adapted = any(kind.__module__.startswith("peft.") for kind in self._kinds)
+        self.settled = not any(_decides_in_python(kind) for kind in set(self._kinds))
 
     def state(self) -> State:
         if list(map(type, self._modules)) != self._kinds:
@@ -94,9 +93,16 @@ def ours(model: PreTrainedModel) -> bool:
 
 
 def capturable(model: PreTrainedModel) -> bool:
-    """Whether a CUDA graph of a pass stays true: hooks and changing rotations run in Python at every pass."""
+    """Whether a CUDA graph of a pass stays true: hooks, routing to experts, adapters that can be switched and
+    changing rotations run in Python at every pass."""
     found, state = blueprint(model)
-    return state is State.SAME and not found.adapted and not length_dependent(model)
+    return state is State.SAME and found.settled and not length_dependent(model)
+
+
+def _decides_in_python(kind: type) -> bool:
+    """Whether such a module decides in Python, pass by pass, what it computes."""
+    name = kind.__name__.lower()
+    return kind.__module__.startswith("peft.") or "moe" in name or "expert" in name
 
 
 def _is_looped(model: PreTrainedModel, kinds: set[type]) -> bool:

@@ -31,7 +31,7 @@ def check_budgets(budgets: Iterable[int], methods: Iterable[str], place: str) ->
         for method in asked:
             if budget < (smallest := smallest_budget(method)):
                 raise UserError(
-                    f"{place}: {budget} is too small for {method}, which needs {smallest} or more; "
+                    f"{place}: budget {budget} is too small for {method}, which needs {smallest}; "
                     f"give {smallest} or more, or leave {method} out"
                 )
 
@@ -46,6 +46,18 @@ def check_once(values: Sequence[object], place: str) -> None:
 def check_kernel(kernel: int, place: str) -> None:
     if kernel % 2 == 0:
         raise UserError(f"{place}: a pooling kernel of {kernel} has no middle; give an odd number")
+
+
+def check_training(prompts: int, held_out: int, batch: int, steps: int = 0, warmup_steps: int = 0) -> None:
+    if prompts - held_out < batch:
+        raise UserError(
+            f"{prompts} prompts less {held_out} held out do not fill a batch of {batch}; "
+            "give more samples or a smaller batch"
+        )
+    if warmup_steps > steps:
+        raise UserError(
+            f"--warmup-steps: {warmup_steps} is more than the {steps} steps; give as many or fewer"
+        )
 
 
 def check_study(study: Study, specs: Mapping[str, Mapping[str, Any]], source: str) -> None:

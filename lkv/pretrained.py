@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from lkv.chat import chat_text
-from lkv.errors import UserError
+from lkv.errors import UserError, out_of_memory
 
 SHOWN = 3  # names that an error lists
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
@@ -40,6 +40,8 @@ def loading(what: str, way_out: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         first, second, *_ = [*filter(None, map(str.strip, str(error).splitlines())), "", ""]
         reason = f"{first} {second}" if first.endswith(":") else first or type(error).__name__
         if "trust_remote_code" in str(error):

@@ -1,21 +1,23 @@
-"""Files: the CSV contracts, atomic writes, JSONL, hashes. No torch, no pandas at import."""
+"""Files: the columns of result CSVs, JSON and JSONL, hashes. No torch, no pandas at import."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from lkv.csv_files import read_csv as read_csv
+from lkv.csv_files import stored as stored
+from lkv.csv_files import write_csv as write_csv
 from lkv.errors import UserError
-from lkv.names import cell_text, quoted_cell
+from lkv.reading import parse, regular
+from lkv.reading import require as require
+from lkv.writing import atomic_write as atomic_write
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 # Column order is part of the contract: results/README.md explains each column.
 SAMPLE_COLUMNS = (
@@ -54,79 +56,27 @@ THROUGHPUT_COLUMNS = (
     "engine", "model", "run", "samples", "cells", "new_tokens", "seconds", "cells_per_s", "methods",
     "budgets", "device", "dtype",
 )  # fmt: skip
+JUDGEMENT_COLUMNS = (
+    "study", "model", "method", "budget", "question", "category", "turn", "rating", "judge", "temperature",
+    "prompt", "status",
+)  # fmt: skip
+TABLE_COLUMNS = (
+    "model", "benchmark", "length", "protocol", "haystack", "method", "label", "budget", "n", "n_planned",
+    "score", "ci_low", "ci_high", "best", "recall_raw", "best_recall",
+)  # fmt: skip
 TRAINING_COLUMNS = (
     "model", "arm", "step", "samples", "kl", "lr", "tokens", "seconds", "tokens_per_s", "mfu",
 )  # fmt: skip
 
-
-@contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a temporary neighbour of `path`; on success fsyncs it and renames it over `path`.
-
-    Readers see the old file or the whole new one, never a part of it.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
-        with os.fdopen(handle, mode, encoding=encoding, newline=newline) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide results from a shared machine's users
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a failed write does not know where it went
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+# What is read of a study's provenance.json, and of the sections of its config.
+PROVENANCE = dict.fromkeys(("device", "backend", "dtype", "commit"), "text or null") | {
+    "config": "object or null", "ablation": "object or null", "models": "named objects",
+    "adapters": "named objects", "data": "object",
+}  # fmt: skip
+SECTIONS = ("train", "ablation")
 
 
-def write_csv(
-    path: str | Path, rows: Iterable[Mapping[str, Any]] | pd.DataFrame, columns: Iterable[str]
-) -> None:
-    """Long-format CSV: UTF-8, `.` decimal, one header, `columns` in order, no index, missing left empty."""
-    import pandas as pd
-
-    columns = list(columns)
-    frame = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=columns)
-    for name in columns:
-        if name.endswith("_bytes"):  # whole numbers to the last digit, empty where unknown
-            frame[name] = pd.to_numeric(frame[name]).round().astype("Int64")
-    frame = _texts(frame[columns], quoted_cell)
-    with atomic_write(path) as stream:
-        frame.to_csv(stream, columns=columns, index=False, float_format="%.6g", lineterminator="\n")
-
-
-def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Reads a result CSV, or its packed copy, and checks its header against the contract; text stays text."""
-    import pandas as pd
-
-    path = stored(path)
-    if not path.is_file():
-        raise UserError(f"no such results file: {path}; run the rule that writes it, or correct the path")
-    frame = pd.read_csv(path, keep_default_na=True)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
-    return _texts(frame[list(columns)], cell_text)
-
-
-def _texts(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
-    names = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
-    return frame.assign(**{name: frame[name].map(change, na_action="ignore") for name in names})
-
-
-def stored(path: str | Path) -> Path:
-    """A result file, or where it is not there the packed copy (.gz) that a published study holds of it."""
-    path = Path(path)
-    packed = path.with_name(f"{path.name}.gz")
-    return packed if packed.is_file() and not path.is_file() else path
+HASH = "lkv_hash"  # in JSON files that figures rest on: of all the rest
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -135,21 +85,38 @@ def write_json(path: str | Path, value: Any) -> None:
         stream.write("\n")
 
 
+def write_hashed_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """An object that carries its own hash, which `read_json` checks."""
+    plain = json.loads(json.dumps(value))  # as it will be read: tuples as lists, keys as text
+    write_json(path, {**plain, HASH: fingerprint(plain)})
+
+
 def read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and run the step that writes it") from None
+    """The value of a JSON file; an object that carries a hash of itself is checked, and comes without it."""
+    content = regular(path, f"no such file: {path}; run the step that writes it, or correct the path")
+    value = parse(
+        content.read_bytes(), f"{path} is not JSON ({{}}); delete it and run the step that writes it"
+    )
+    if isinstance(value, dict) and HASH in value:
+        wanted = value.pop(HASH)
+        if fingerprint(value) != wanted:
+            raise UserError(
+                f"{path} is damaged or was edited: {HASH} is not that of its content; make it again, or "
+                f"delete the line with {HASH} to take it as it is"
+            )
+    return value
 
 
-def require(record: Any, keys: Iterable[str], source: object, maker: str) -> dict[str, Any]:
-    """`record` if it is an object with `keys`; otherwise a UserError that says who makes such a file."""
-    missing = [key for key in keys if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise UserError(f"{source} lacks {', '.join(missing)}; give a file made by {maker}, or make it again")
-    return dict(record)
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """What a study's figures rest on, as lkv provenance writes it; of another's study some of it may lack."""
+    maker = "lkv provenance"
+    facts = require(read_json(path), (), path, maker, PROVENANCE)
+    config = require(
+        facts.get("config") or {}, (), f"{path}, config", maker, dict.fromkeys(SECTIONS, "object or null")
+    )
+    own = config.get("ablation") or {}
+    require(own, (), f"{path}, config.ablation", maker, {"beside": "texts or null"})
+    return facts
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -158,20 +125,21 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Streams records; a malformed line is named by file and line number."""
-    if not Path(path).is_file():
-        raise UserError(f"no such data file: {path}; run the step that writes it, or correct the path")
-    with Path(path).open("rb") as stream:
+def read_jsonl(path: str | Path, halves: bool = False) -> Iterator[dict[str, Any]]:
+    """Streams records; a malformed line is named by file and line number. `halves` of characters are let
+    pass where a text is only looked at."""
+    missing = f"no such data file: {path}; run the step that writes it, or correct the path"
+    with regular(path, missing).open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}, line {number}: not a JSON record in UTF-8 ({error})") from None
-            if not isinstance(record, dict):
-                found = type(record).__name__
-                raise UserError(f"{path}, line {number}: expected a JSON object, found {found}")
-            yield record
+            yield parse_line(line, f"{path}, line {number}", halves)
+
+
+def parse_line(line: bytes, place: str, halves: bool = False) -> dict[str, Any]:
+    """The object that a line of JSONL holds; `place` is what an error names."""
+    record = parse(line, f"{place}: not a JSON record in UTF-8 ({{}})", halves)
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
+    return record
 
 
 def sha256_file(path: str | Path) -> str:

@@ -21,20 +21,35 @@ DIGITS = 18  # of a whole number
 
 # Plain scalars that YAML readers disagree on, or that no key of ours means: pattern, what it is, the way out.
 DOUBTFUL = (
-    (r"(?i)y|n|yes|no|on|off", "true or false to some readers", "write true or false, or put it in quotes"),
+    (r"y|n|yes|no|on|off", "true or false to some readers", "write true or false, or put it in quotes"),
     (r"[-+]?0\d[\d_]*", "octal to some readers", "write it without leading zeros, or put it in quotes"),
     (r"[-+]?0[box][\da-fA-F_]+", "not a decimal number", "write it in decimals, or put it in quotes"),
     (r"[-+]?\d[\d.]*_[\d_.]*", "a number to some readers", "write it without '_', or put it in quotes"),
     (r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?", "base 60 to some readers", "put it in quotes"),
     (
-        r"(?i)[-+]?(\d+e[-+]?\d+|(\d+\.\d*|\.\d+)e\d+)",
+        r"[-+]?(\d+e[-+]?\d+|(\d+\.\d*|\.\d+)e\d+)",
         "text to some readers, a number to others",
         "write it as 0.001 or 1.0e-3, or put it in quotes",
     ),
-    (r"(?i)[-+]?\.(inf|nan)", "not a finite number", "write a finite number"),
+    (r"[-+]?\.(inf|nan)", "not a finite number", "write a finite number"),
     (r"\d{4}-\d\d?-\d\d?([Tt\s].*)?", "a date to some readers", "put it in quotes"),
     (r"=", "a key of its own to some readers", "put it in quotes"),
 )
+
+
+DOUBT = re.compile(f"(?:{'|'.join(pattern for pattern, *_ in DOUBTFUL)})\\Z", re.IGNORECASE)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what is text to PyYAML and something else to other readers."""
+
+
+_Dumper.add_implicit_resolver("doubtful", DOUBT, None)
+
+
+def dump_yaml(value: Any) -> str:
+    """Text that read_yaml takes back as it was; keys in their order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path, source: str = "") -> Any:
@@ -52,7 +67,11 @@ def read_yaml(path: Path, source: str = "") -> Any:
 def parse_yaml(text: str, source: str) -> Any:
     """As read_yaml, of a text."""
     try:
+        depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise _refused(source, event, "a value nested too deep", f"allowed: {DEPTH} levels")
             if (tag := getattr(event, "tag", None)) is not None:
                 raise _refused(source, event, f"the tag {tag!r}", "write the value without it")
         loader = yaml.SafeLoader(text)
@@ -60,20 +79,16 @@ def parse_yaml(text: str, source: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _check(node, source, {}, 0)
+            _check(node, source, {})
             return loader.construct_document(node)
         finally:
             loader.dispose()
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
-    except RecursionError:
-        raise UserError(f"{source}: nested too deep; allowed: {DEPTH} levels") from None
 
 
-def _check(node: yaml.Node, source: str, sizes: dict[int, int | None], depth: int) -> int:
+def _check(node: yaml.Node, source: str, sizes: dict[int, int | None]) -> int:
     """How many nodes a node is once its aliases are expanded; refuses what readers disagree on."""
-    if depth > DEPTH:
-        raise _refused(source, node, "a value nested too deep", f"allowed: {DEPTH} levels")
     if id(node) in sizes:
         known = sizes[id(node)]
         if known is None:
@@ -84,10 +99,10 @@ def _check(node: yaml.Node, source: str, sizes: dict[int, int | None], depth: in
     if isinstance(node, yaml.ScalarNode):
         _check_scalar(node, source)
     elif isinstance(node, yaml.SequenceNode):
-        size += sum(_check(item, source, sizes, depth + 1) for item in node.value)
+        size += sum(_check(item, source, sizes) for item in node.value)
     elif isinstance(node, yaml.MappingNode):
         _check_keys(node, source)
-        size += sum(_check(part, source, sizes, depth + 1) for pair in node.value for part in pair)
+        size += sum(_check(part, source, sizes) for pair in node.value for part in pair)
     if size > NODES:
         raise _refused(source, node, f"more than {NODES:,} values, aliases expanded", "write fewer")
     sizes[id(node)] = size
@@ -113,7 +128,7 @@ def _check_scalar(node: yaml.ScalarNode, source: str) -> None:
     if node.style is not None:  # quoted, or a block: text to every reader
         return
     for pattern, meaning, way_out in DOUBTFUL:
-        if re.fullmatch(pattern, node.value):
+        if re.fullmatch(pattern, node.value, re.IGNORECASE):
             raise _refused(source, node, f"{node.value} ({meaning})", way_out)
     if node.tag == "tag:yaml.org,2002:int" and len(node.value.lstrip("+-")) > DIGITS:
         what = f"a number of {len(node.value)} digits"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,11 +25,13 @@ from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
 from lkv.markup import rst_code, rst_text
 from lkv.names import WORD, checked, words
-from lkv.records import read_json, stored
+from lkv.records import read_provenance, stored
 from lkv.registry import FULL, METHODS, SELF
+from lkv.strict_yaml import dump_yaml as dump_yaml  # of the workflow's study_config
 from lkv.strict_yaml import read_yaml
 
-SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
+SHIPPED = Path(__file__).resolve().parents[1]  # what ships with the project, beside its Snakefile
+SCHEMAS = SHIPPED / "workflow/schemas"
 
 SPEC = "config/models/{model}.yaml"
 
@@ -61,6 +65,7 @@ PATHS = {
     "provenance": "results/{study}/provenance.json",
 }
 
+MODEL_CARD = Path(PATHS["model"]).name  # it stands for a folder with a model
 CARD = Path(PATHS["adapter"]).name  # written last, it stands for a folder of trained modules
 
 # What each plot reads, by the keys of PATHS, and the formats of a report.
@@ -234,7 +239,7 @@ def adapter_files(config: Mapping[str, Any]) -> list[str]:
 
 def given_card(config: Mapping[str, Any], model: str) -> str:
     """The marker file of the modules that `adapters` gives a model."""
-    return str(Path(config["adapters"][model]) / CARD)
+    return str(at(Path(config["adapters"][model]) / CARD))
 
 
 def adapter(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
@@ -342,12 +347,12 @@ def draft_card(config: Mapping[str, Any], model: str, of: str | None = None) -> 
     name = draft(config, model, of)
     if name in (None, SELF):
         return []
-    return [(SPEC if shape_alone(config, model, of) else PATHS["model"]).format(model=name)]
+    return [spec_file(name) if shape_alone(config, model, of) else PATHS["model"].format(model=name)]
 
 
 def timed_model(config: Mapping[str, Any], model: str) -> str:
     """What stands for a model in the latency study: its marker file, or its spec for a shape alone."""
-    return (SPEC if shape_alone(config, model) else PATHS["model"]).format(model=model)
+    return spec_file(model) if shape_alone(config, model) else PATHS["model"].format(model=model)
 
 
 def latency_flags(config: Mapping[str, Any], model: str) -> list[str]:
@@ -508,8 +513,8 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 
 def facts(results: str) -> dict[str, Any]:
-    """A study's provenance.json."""
-    return dict(read_json(Path(results, "provenance.json")))
+    """A study's provenance.json, for the words at the front of report.html."""
+    return read_provenance(Path(results, "provenance.json"))
 
 
 def facts_as_code(results: str) -> str:
@@ -649,6 +654,13 @@ def read_config(path: Path, root: Path = Path()) -> dict[str, Any]:
     return validate(read_yaml(path), root, str(path))
 
 
+def read_plainly(files: Iterable[str | Path]) -> None:
+    """Refuses what Snakemake's own reader of config files lets pass: see lkv.strict_yaml."""
+    for file in files:
+        if Path(file).suffix != ".json":
+            read_yaml(Path(file), os.path.relpath(file))
+
+
 def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The study config with its defaults filled in, or a UserError of one line that starts with `source`."""
     study = check(config, SCHEMAS / "config.schema.yaml", source)
@@ -707,7 +719,7 @@ def _check_adapters(study: Mapping[str, Any], root: Path, source: str) -> None:
         if name not in study["models"]:
             way_out = "give one of the study's models, or drop the entry"
             raise one_of(f"model in {source}, adapters:", name, study["models"], way_out)
-        if not (root / folder / CARD).is_file():
+        if not at(Path(folder) / CARD, root).is_file():
             raise UserError(
                 f"{source}, adapters.{name}: no {CARD} in {folder}; give a folder of trained modules, as lkv "
                 "train writes it, or drop the entry and they are trained"
@@ -819,14 +831,57 @@ def _check_benchmarks(study: Mapping[str, Any], root: Path, source: str) -> None
                 raise UserError(f"{source}, ruler.{key}: no such file: {file}; correct the path")
 
 
+def check_files(config: Mapping[str, Any], rules: Iterable[str], source: str = "config") -> None:
+    """Refuses what a key names and is not there, of the keys that jobs of these rules read."""
+    needed = set(rules)
+    for rule, place, path in _named_files(config):
+        if rule in needed and not (Path(path).exists() or glob(path)):
+            raise UserError(f"{source}, {place}: no such file or folder: {path}; correct the path")
+
+
+def _named_files(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(rule that reads it, config key, path) of the files and folders that a config names."""
+    ruler, longproc, mtbench = (config.get(name) or {} for name in ("ruler", "longproc", MTBENCH))
+    asked = {
+        ("data_ruler", "ruler.ready"): ruler.get("ready"),
+        ("data_given", "longbench.source"): (config.get("longbench") or {}).get("source"),
+        ("data_given", "longproc.data"): longproc.get("data"),
+        ("mtbench", "mtbench.questions"): mtbench.get("questions"),
+        ("mtbench", "mtbench.references"): mtbench.get("references"),
+        ("judge", "mtbench.judge.prompts"): (mtbench.get("judge") or {}).get("prompts"),
+    }
+    for name, arm in arms(config).items():
+        for item in arm["sources"] or []:
+            data = item["data"] if isinstance(item["data"], list) else [item["data"]]
+            for at, one in enumerate(data):
+                asked["data_train", f"sources of the arm {name}, {item['name']}, data[{at}]"] = one
+    for (rule, place), given in asked.items():
+        kind, _, rest = (given or "hub:").partition(":")
+        path = rest if kind in ("folder", "zip", "file") else given or ""
+        if kind != "hub":
+            yield rule, place, os.path.expanduser(path)
+
+
 def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The checked content of config/models/NAME.yaml."""
     checked(f"{source}, models:", name, WORD, "letters, digits, '.', '_', '+', '-', no other at the front")
-    path = Path("config/models") / f"{name}.yaml"
-    if not (root / path).is_file():
-        known = sorted(spec.stem for spec in (root / path.parent).glob("*.yaml"))
-        raise one_of(f"model in {source}, models:", name, known, f"a new one is a file {path}")
-    return read_spec(root / path, str(path))
+    path = Path(SPEC.format(model=name))
+    if not (found := at(path, root)).is_file():
+        known = {spec.stem for base in (root, SHIPPED) for spec in (base / path.parent).glob("*.yaml")}
+        raise one_of(f"model in {source}, models:", name, sorted(known), f"a new one is a file {path}")
+    return read_spec(found, str(path))
+
+
+def spec_file(name: str) -> str:
+    """A model's file, of the working directory or as it ships."""
+    return str(at(SPEC.format(model=name)))
+
+
+def at(path: str | Path, root: Path = Path()) -> Path:
+    """Where a file lies that may ship with the project: under `root` (the working directory), or beside the
+    Snakefile."""
+    mine, shipped = root / path, SHIPPED / path
+    return shipped if shipped.exists() and not mine.exists() else mine
 
 
 def read_spec(path: Path, source: str = "") -> dict[str, Any]:

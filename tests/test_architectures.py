@@ -18,6 +18,7 @@ import torch
 import transformers
 import zoo
 from torch import Tensor
+from zoo import EVICTED, LEARNING
 
 from lkv import registry
 from lkv.attention import observable
@@ -32,13 +33,11 @@ from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded
 from lkv.prefill import prefill
 from lkv.select import Kept, select
-from lkv.support import eviction_problem, lookahead_problem
+from lkv.support import eviction_problem
 from lkv.tiny import tiny_tokenizer
 
 PROMPT, BUDGET, NEW, STOP = 120, 48, 5, 257
 TRAINING_FREE = [name for name in registry.METHODS if name != "lookaheadkv"]
-EVICTED = [name for name in zoo.KINDS if not eviction_problem(zoo.build(name))]
-LEARNING = [name for name in EVICTED if not lookahead_problem(zoo.build(name))]
 # The reasons for which the issue of a model may be refused; anything else is a fault of ours.
 ALLOWED = (
     "sliding window",
@@ -332,6 +331,8 @@ def test_the_docs_table_is_what_the_code_says() -> None:
     """With the pinned transformers: others may hand a pass on where it does not, or the other way round."""
     root = Path(__file__).parents[1]
     if f"transformers=={transformers.__version__}\n" not in (root / "constraints.txt").read_text():
-        pytest.skip(f"the table is made with the transformers of constraints.txt, here is {transformers.__version__}")
+        pytest.skip(
+            f"the table is made with the transformers of constraints.txt, here is {transformers.__version__}"
+        )
     page = root / "docs" / "architectures.md"
     assert page.read_text(encoding="utf-8") == zoo.table(), "run python tests/zoo.py"

@@ -31,6 +31,7 @@ from lkv.chat import chat_ids
 from lkv.decode import decode
 from lkv.engine import answer_tail, evict, look
 from lkv.errors import UserError
+from lkv.folders import seal
 from lkv.lookahead import describe
 from lkv.models import CARD, Loaded, choose_dtype, load, obtain, read_card, stop_ids
 from lkv.prefill import prefill
@@ -109,6 +110,7 @@ def test_the_card_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_model_is_replaced_as_a_whole(own: Path) -> None:
     before = card(own)["fingerprint"]
     (own / "model-00002-of-00009.safetensors").write_bytes(b"of a larger model")
+    seal(own)  # that model was ours, too
     obtain(spec(seed=1), own)
     assert "model-00002-of-00009.safetensors" not in tree(own)
     assert list(card(own)["sha256"]) == ["model.safetensors"]
@@ -127,7 +129,9 @@ def test_a_model_whose_card_the_workflow_deleted_is_made_again(own: Path) -> Non
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("words")
-    with pytest.raises(UserError, match="thesis is not empty and was not made by lkv model; give a new "):
+    with pytest.raises(
+        UserError, match=r"thesis is not replaced: it holds chapter1\.tex, and no mark of lkv "
+    ):
         obtain(spec(), tmp_path / "thesis")
     assert tree(tmp_path) == {"thesis/chapter1.tex": b"words"}
 

@@ -154,7 +154,7 @@ def lora(model: Any) -> Any:
     generator = torch.Generator().manual_seed(4)
     for path, parameter in wrapped.named_parameters():
         if "lora_B" in path:
-            parameter.data.normal_(0.0, 0.3, generator=generator)
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return wrapped.eval().requires_grad_(False)
 
 

@@ -29,7 +29,8 @@ from lkv import names, origins
 from lkv.bench import sources
 from lkv.cli import main
 from lkv.errors import UserError
-from lkv.models import CARD, MARK, obtain
+from lkv.folders import MARK
+from lkv.models import CARD, obtain
 from lkv.records import read_csv, write_csv
 from lkv.study import SCHEMAS
 from lkv.tiny import tiny_model, tiny_tokenizer

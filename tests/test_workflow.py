@@ -142,7 +142,9 @@ def test_the_papers_study_is_planned_whole_without_any_of_its_files(clean: Path)
 
 def test_without_a_judge_mtbench_is_answered_and_not_scored(tmp_path: Path) -> None:
     folder = working_copy(tmp_path)
-    config = yaml.safe_load((folder / TINY).read_text()) | {"mtbench": {"questions": "q.jsonl"}}
+    config = yaml.safe_load((folder / TINY).read_text()) | {
+        "mtbench": {"questions": "q.jsonl", "max_new_tokens": 64}
+    }
     (folder / "config/mine.yaml").write_text(yaml.safe_dump(config))
     plan = snakemake(folder, "-n", *ALWAYS, "--configfile", "config/mine.yaml", "--", "all").stdout
     assert planned(plan)["mtbench"] == 1
@@ -177,7 +179,7 @@ def test_with_given_modules_nothing_is_trained(tmp_path: Path, tiny: dict[str, A
         assert f" --{flag} adapters/tiny --group mean --pool max" in block(run.stdout, rule)
     assert " --adapters adapters/tiny --out " in block(run.stdout, "provenance")
     del tiny["train"]
-    tiny["mtbench"] = {"questions": "q.jsonl"}
+    tiny["mtbench"] = {"questions": "q.jsonl", "max_new_tokens": 64}
     (folder / "config/mine.yaml").write_text(yaml.safe_dump(tiny))
     run = snakemake(folder, "-np", *ALWAYS, "--configfile", "config/mine.yaml", "--", "all")
     assert " --adapter adapters/tiny " in block(run.stdout, "mtbench")

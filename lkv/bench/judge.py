@@ -16,20 +16,26 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from lkv.bench import endpoint
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
 from lkv.journal import Journal
-from lkv.records import SAMPLE_COLUMNS, fingerprint, read_csv, read_jsonl, require, write_csv
+from lkv.reading import filled
+from lkv.records import (
+    JUDGEMENT_COLUMNS,
+    SAMPLE_COLUMNS,
+    fingerprint,
+    read_csv,
+    read_jsonl,
+    require,
+    write_csv,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-JUDGEMENT_COLUMNS = (
-    "study", "model", "method", "budget", "question", "category", "turn", "rating", "judge", "temperature",
-    "prompt", "status",
-)  # fmt: skip
 OWN = "lkv-1"
 REFERENCED = ("math", "reasoning", "coding")  # categories graded against a reference, as FastChat does
 TRIES = 3  # answers of the judge without a rating before it counts as unparsed
@@ -75,7 +81,7 @@ class Judge:
         return " ".join(self.hide(str(error)).split())[:200] or type(error).__name__
 
     def client(self) -> OpenAI:
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_url(self.url):
             raise UserError(
                 f"the judge's url is {self.place!r}; give the base URL of an OpenAI-compatible endpoint, "
                 "for example http://localhost:8000/v1"
@@ -97,6 +103,15 @@ class Judge:
             raise UserError(
                 f"the judge's url {self.place!r} is none ({self.said(error)}); correct it"
             ) from None
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return False
+    return known and text.isprintable() and " " not in text
 
 
 def judge(
@@ -257,7 +272,7 @@ def _wordings(path: str | Path) -> dict[str, dict[str, str]]:
     found = {}
     for number, line in enumerate(read_jsonl(path), 1):
         maker = "FastChat (llm_judge/data/judge_prompts.jsonl)"
-        needed = ("name", "system_prompt", "prompt_template")
+        needed = {"name": "name", "system_prompt": "text", "prompt_template": "text"}
         prompt = require(line, needed, f"{path}, line {number}", maker)
         found[prompt["name"]] = prompt
     names = [base + turn for base in ("single-v1", "single-math-v1") for turn in ("", "-multi-turn")]
@@ -270,10 +285,8 @@ def _wordings(path: str | Path) -> dict[str, dict[str, str]]:
 
 
 def _filled(wording: Mapping[str, str], told: Mapping[str, str], name: str) -> Messages:
-    try:
-        text = wording["prompt_template"].format(**told)
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"the judge's prompt {name} cannot be filled ({error!r}); give FastChat's") from None
+    refused = f"the judge's prompt {name} cannot be filled ({{}}); give FastChat's"
+    text = filled(wording["prompt_template"], told, refused)
     return [{"role": "system", "content": wording["system_prompt"]}, {"role": "user", "content": text}]
 
 

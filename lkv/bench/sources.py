@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,8 @@ from typing import Any
 
 from lkv import archives
 from lkv.errors import UserError
+from lkv.reading import expanded, regular
+from lkv.records import parse_line
 
 FORMS = "folder:PATH, zip:PATH, hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
 TIMEOUT = 4  # seconds that the hub has to answer; `datasets` itself retries for half a minute
@@ -25,19 +26,20 @@ def records(source: str, name: str) -> Placed:
     """
     kind, _, where = source.partition(":")
     if kind == "folder" and where:
-        return _folder(Path(where).expanduser(), name)
+        return _folder(expanded(where), name)
     if kind == "zip" and where:
-        return _zip(Path(where).expanduser(), name)
+        return _zip(expanded(where), name)
     if kind == "hub" and (found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\S+))?", where)):
         return _hub(found[1], found[2], name)
     raise UserError(f"unknown data source {source!r}; allowed: {FORMS}")
 
 
 def _folder(folder: Path, name: str) -> Placed:
-    path = folder / f"{name}.jsonl"
-    if not path.is_file():
-        missing = f"has no {path.name}" if folder.is_dir() else "is no folder"
-        raise UserError(f"{folder} {missing}; put the file there, or set another source: {FORMS}")
+    missing = f"has no {name}.jsonl" if folder.is_dir() else "is no folder"
+    path = regular(
+        folder / f"{name}.jsonl",
+        f"{folder} {missing}; put the file there, or set another source: {FORMS}",
+    )
 
     def lines() -> Placed:
         with path.open("rb") as stream:
@@ -47,8 +49,7 @@ def _folder(folder: Path, name: str) -> Placed:
 
 
 def _zip(path: Path, name: str) -> Placed:
-    if not path.is_file():
-        raise UserError(f"no such zip file: {path}; correct the path, or set another source: {FORMS}")
+    regular(path, f"no such zip file: {path}; correct the path, or set another source: {FORMS}")
     members = [item for item in archives.members(path) if PurePosixPath(item).name == f"{name}.jsonl"]
     if len(members) != 1:
         held = " and ".join(members) or f"no {name}.jsonl"
@@ -98,10 +99,4 @@ def _hub(repository: str, revision: str | None, name: str) -> Placed:
 def _jsonl(stream: Iterable[bytes], file: str) -> Placed:
     for number, line in enumerate(stream, 1):
         place = f"{file}, line {number}"
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not a JSON record in UTF-8 ({error})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
-        yield place, record
+        yield place, parse_line(line, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from lkv.records import (
     LATENCY_COLUMNS,
     PAIRED_COLUMNS,
     read_csv,
-    read_json,
+    read_provenance,
 )
 from lkv.summarise import AVERAGE, BUILT_IN, REFERENCE
 
@@ -105,9 +106,9 @@ def read_evidence(results: Path, latency: Path | None = None, also: Sequence[Pat
     return Evidence(
         inert(results.name),
         tables,
-        inert(read_json(card)) if card.is_file() else {},
+        inert(read_provenance(card)) if os.path.lexists(card) else {},
         inert((latency or results).name),
-        inert({folder.name: read_json(folder / "provenance.json") for folder in also}),
+        inert({folder.name: read_provenance(folder / "provenance.json") for folder in also}),
     )
 
 

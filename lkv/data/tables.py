@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lkv.errors import UserError, one_of
+from lkv.reading import expanded
+from lkv.records import parse_line
 
 log = logging.getLogger("lkv")
 
@@ -117,11 +119,7 @@ def _lines(file: File) -> Iterator[tuple[int, int, int]]:
         for number, line in enumerate(stream, 1):
             start, end = end, end + len(line)
             if not line.isspace():
-                place = f"{file.name}, line {number}"
-                try:
-                    _is_record(json.loads(line.decode("utf-8-sig")), place)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{place}: not a JSON record in UTF-8 ({error})") from None
+                parse_line(line, f"{file.name}, line {number}", halves=True)  # whoever reads it skips them
                 yield start, end, number
 
 
@@ -177,8 +175,10 @@ def _elements(file: File) -> Iterator[tuple[int, int, int]]:
                     cut = error.pos > len(text) - 16 or error.msg.startswith("Unterminated string")
                     if not cut or not more():
                         raise malformed(error.msg) from None
-                except (UnicodeDecodeError, RecursionError) as error:
-                    raise malformed(error) from None
+                except RecursionError:
+                    raise malformed("nested too deeply") from None
+                except ValueError as error:  # no UTF-8, or more digits than Python reads
+                    raise malformed(str(error).partition(";")[0]) from None
             _is_record(value, f"{file.name}, record {number}, line {line}")
             yield base + at, base + end, line
             go(end)
@@ -229,8 +229,8 @@ def locate(address: str, split: str = "train") -> list[File]:
     """The files that an address (see FORMS) stands for; those of a hub data set are downloaded."""
     kind, _, where = address.partition(":")
     if kind == "file" and where:
-        paths = sorted(glob(str(Path(where).expanduser()))) if "*" in where else [where]
-        files = [File(Path(path).expanduser(), path) for path in paths]
+        paths = sorted(glob(str(expanded(where)))) if "*" in where else [where]
+        files = [File(expanded(path), path) for path in paths]
         if not files or not all(file.path.is_file() for file in files):
             raise UserError(f"no such file: {where}; correct the path")
         return files

@@ -6,13 +6,14 @@ Beside them .html, which has every task's cells too (lkv/report/page.py).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lkv.markup import latex_text, markdown_text, typst_string
-from lkv.records import PAIRED_COLUMNS, atomic_write, read_csv, write_csv
+from lkv.records import PAIRED_COLUMNS, TABLE_COLUMNS, atomic_write, read_csv, write_csv
 from lkv.report.note import SHORT, TIED, note
 from lkv.report.page import to_html
 from lkv.report.source import Block, read_blocks, read_provenance, read_scores, template
@@ -20,10 +21,6 @@ from lkv.report.style import style
 from lkv.summarise import AVERAGE
 
 NONE = "–"
-CSV_COLUMNS = (
-    "model", "benchmark", "length", "protocol", "haystack", "method", "label", "budget", "n", "n_planned",
-    "score", "ci_low", "ci_high", "best", "recall_raw", "best_recall",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def write_table(results_dir: str | Path, out_stem: str | Path) -> None:
     for suffix, content in rendered.items():
         with atomic_write(f"{out_stem}.{suffix}", "wb") as stream:
             stream.write(content)
-    write_csv(f"{out_stem}.csv", [row for block in blocks for row in to_rows(block)], CSV_COLUMNS)
+    write_csv(f"{out_stem}.csv", [row for block in blocks for row in to_rows(block)], TABLE_COLUMNS)
 
 
 def build_table(results_dir: str | Path, blocks: Sequence[Block]) -> Table:
@@ -101,7 +98,7 @@ def build_table(results_dir: str | Path, blocks: Sequence[Block]) -> Table:
 
 def _tied_recalls(path: Path) -> set[tuple[Any, ...]]:
     """Average cells whose recall_raw is not told from LookaheadKV's: the paired interval covers 0."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return set()
     paired = read_csv(path, PAIRED_COLUMNS)
     wanted = (paired["task"] == AVERAGE) & (paired["metric"] == "recall_raw")
@@ -163,7 +160,7 @@ def _best(block: Block) -> set[tuple[str, int, str, str]]:
 
 
 def to_rows(block: Block) -> Iterator[dict[str, Any]]:
-    """CSV_COLUMNS records, unrounded: the table's cells in long format."""
+    """TABLE_COLUMNS records, unrounded: the table's cells in long format."""
     best = {cell[:3] for cell in _best(block)}
     for row in block.average.to_dict("records"):
         cell = (row["method"], row["budget"])

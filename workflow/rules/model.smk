@@ -3,7 +3,7 @@
 
 rule model:
     input:
-        spec="config/models/{model}.yaml",
+        spec=lambda wildcards: study.spec_file(wildcards.model),
     output:
         card=PATHS.model,
     log:

@@ -112,8 +112,9 @@ rule html:
         "../envs/lkv.yaml"
     params:
         config=lambda wildcards, input: ["--configfile", input.config],
+        snakefile=os.path.relpath(workflow.main_snakefile),
     shell:
-        "python -m snakemake --nolock {params.config:q} --report {output.html:q} -- {input.reports:q} > {log:q} 2>&1"
+        "python -m snakemake --snakefile {params.snakefile:q} --nolock {params.config:q} --report {output.html:q} -- {input.reports:q} > {log:q} 2>&1"
 
 
 use rule html as html_published with:
@@ -126,3 +127,4 @@ use rule html as html_published with:
         "logs/{published}/html.log",
     params:
         config=["--configfile", *workflow.configfiles, "--config", f"study={STUDY}"],
+        snakefile=os.path.relpath(workflow.main_snakefile),

@@ -91,7 +91,7 @@ rule study_config:
     conda:
         "../envs/lkv.yaml"
     params:
-        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        config=study.dump_yaml(dict(config)),
     shell:
         "printf %s {params.config:q} > {output.config:q} 2> {log:q}"
 
