@@ -312,10 +312,12 @@ def _ask(client: OpenAI, by: Judge, row: Row) -> Row:
             f"the judge at {by.place} refuses {by.model!r} (HTTP {error.status_code}: {by.said(error)}); "
             f"check url, model and the key in {by.key_variable}"
         ) from None
+    except endpoint.Unbounded as error:
+        return {"status": "failed", "rating": None, "error": str(error)}
     except openai.APITimeoutError:
         return {"status": "failed", "rating": None, "error": f"no reply within {by.timeout_s:g} s"}
     except openai.APIConnectionError as error:
-        if isinstance(error.__cause__, endpoint.Unbounded):
+        if isinstance(error.__cause__, endpoint.Unbounded):  # as some versions of the client pass it on
             return {"status": "failed", "rating": None, "error": str(error.__cause__)}
         raise UserError(
             f"cannot reach the judge at {by.place} ({by.said(error.__cause__ or error)}); start it or "
