@@ -75,6 +75,19 @@ class LKV(HFLM):
         if method != FULL:
             self.method = self._made(method, adapter, draft)
 
+    @classmethod
+    def create_from_arg_string(cls, *given: Any, **named: Any) -> LKV:
+        """What lm-eval calls with model_args: from here on a user's error ends its command in one line."""
+        _end_in_one_line()
+        made: LKV = super().create_from_arg_string(*given, **named)
+        return made
+
+    @classmethod
+    def create_from_arg_obj(cls, *given: Any, **named: Any) -> LKV:
+        _end_in_one_line()
+        made: LKV = super().create_from_arg_obj(*given, **named)
+        return made
+
     def _load(self, pretrained: Any, batch_size: int | str, settings: dict[str, Any]) -> None:
         """HFLM's own start; what model_args can be wrong about ends it in one line."""
         try:
@@ -200,6 +213,11 @@ def _checked(
     return budget
 
 
+def _end_in_one_line() -> None:
+    if getattr(sys.excepthook, "func", None) is not _end:
+        sys.excepthook = partial(_end, sys.excepthook)
+
+
 def _end(previous: Callable[..., Any], kind: type, error: BaseException, trace: Any) -> None:
     """sys.excepthook: a user's error that nobody caught is one line and exit code 2, as of `lkv`."""
     if not issubclass(kind, UserError):
@@ -213,5 +231,4 @@ def _stored(cache: Cache) -> list[int]:
     return [entries(cache, layer)[0].shape[2] for layer in full_layers(cache)]
 
 
-sys.excepthook = partial(_end, sys.excepthook)
 register()  # for programs that import this module themselves

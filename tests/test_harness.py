@@ -288,7 +288,10 @@ def test_what_cannot_be_done_is_refused_in_one_line(
         ("pretrained={0}/tiny,method=full,dtype=float7", "lm-eval cannot load {0}/tiny: "),
     ],
 )
-def test_bad_model_args_are_refused_in_one_line(place: Path, arguments: str, why: str) -> None:
+def test_bad_model_args_are_refused_in_one_line(
+    place: Path, arguments: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
     with pytest.raises(UserError) as error:
         LKV.create_from_arg_string(arguments.format(place), {"device": "cpu"})
     assert why.format(place) in str(error.value)
