@@ -139,6 +139,8 @@ def judge(
         client = by.client()
         _ask_all(journal, by, missing.values(), lambda row: _ask(client, by, row), at_once)
     judged = [{**row, **journal.cells[row["key"]]} for row in rows]
+    if judged and all(row["status"] != "ok" for row in judged):
+        raise UserError(f"the judge gave no rating at all: {_notice(judged)}; see to it and run again")
     write_csv(out, judged, JUDGEMENT_COLUMNS)
     return "; ".join(notice for notice in (journal.notice, _notice(judged)) if notice)
 
