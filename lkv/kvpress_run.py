@@ -19,6 +19,7 @@ COLUMNS = (
     "engine", "model", "run", "samples", "cells", "new_tokens", "seconds", "cells_per_s", "methods",
     "budgets", "device", "dtype",
 )  # fmt: skip
+HEADER = ",".join(COLUMNS).encode()
 
 
 def press(name: str, ratio: float) -> Any:
@@ -45,6 +46,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    table = not args.out.exists() or args.out.read_bytes()[: len(HEADER)] in (b"", HEADER)
+    if args.out in args.data or not table:
+        parser.error(f"{args.out} is there and is no table of this script; give another --out")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = transformers.AutoModelForCausalLM.from_pretrained(
         args.model, dtype=getattr(torch, args.dtype), trust_remote_code=False, use_safetensors=True
@@ -95,10 +99,12 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "dtype": args.dtype,
     }
-    with args.out.open("w", newline="", encoding="utf-8") as stream:
+    half = args.out.with_name(f".{args.out.name}.half")
+    with half.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerow(row)
+    half.replace(args.out)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from lkv.errors import UserError
+from lkv.writing import temporary_folder
 
 MEET = "LKV_MEET"  # environment variable: where processes started here find each other
 LOST = 75  # exit code of a process that ended because another one had
@@ -37,8 +37,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
     """
     running: list[subprocess.Popen[bytes]] = []
     before = signal.signal(signal.SIGTERM, _terminated)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         try:
             for rank in range(processes):
                 running.append(_start(command, rank, processes, folder))

@@ -5,7 +5,6 @@ lkv.kvpress_run measures kvpress in an environment of its own (its transformers 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from lkv.evaluate import evaluate
 from lkv.interface import Method
 from lkv.models import Loaded
 from lkv.records import THROUGHPUT_COLUMNS, read_csv, write_csv
+from lkv.writing import temporary_folder
 
 
 def throughput(
@@ -33,8 +33,7 @@ def throughput(
     samples = sum(map(len, tasks))
     cells = samples * (1 + len(methods) * len(budgets))
     for run in range(1, runs + 1):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             start = time.perf_counter()
             for number, records in enumerate(tasks):
                 paths = folder / f"{number}.jsonl", folder / f"{number}.csv"

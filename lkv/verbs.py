@@ -298,6 +298,7 @@ def latency(args: Arguments) -> None:
     """what each method adds to a plain prefill"""
     from lkv.latency import filler, latency
     from lkv.records import LATENCY_COLUMNS, write_csv
+    from lkv.writing import is_stream
 
     if bool(args.model) == bool(args.shape):
         raise UserError("give either --model (real weights) or --shape (a model's YAML: random weights)")
@@ -332,7 +333,9 @@ def latency(args: Arguments) -> None:
     )
     for of_length in measured:
         rows += of_length
-        write_csv(args.out, rows, LATENCY_COLUMNS)  # what is measured stays, whatever stops the rest
+        if not is_stream(args.out):
+            write_csv(args.out, rows, LATENCY_COLUMNS)  # what is measured stays, whatever stops the rest
+    write_csv(args.out, rows, LATENCY_COLUMNS)
     log.info("%d rows in %s", len(rows), args.out)
 
 

@@ -139,7 +139,7 @@ def _new_file(path: Path) -> int:
 
 
 def _new_folder(path: Path) -> int:
-    path.mkdir()
+    path.mkdir(mode=0o700)  # what comes out of it has rights of its own
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
 

@@ -255,9 +255,7 @@ def test_what_lkv_wrote_may_be_written_again(
         "log": lambda path: path.write_text("2026-11-27T18:00:00 INFO a\nb\n"),
         "evaluate": lambda path: write_csv(path, [], records.SAMPLE_COLUMNS),
         "score": lambda path: path.write_text("task,n,score\nqa_2,5,60.00\n"),
-        "data_ruler": lambda path: freeze(
-            path, [dict.fromkeys(("benchmark", "task", "sample", "planned"), 1)]
-        ),
+        "data_ruler": lambda path: freeze(path, [given]),
         "data_train": lambda path: freeze(path, [{"id": 1, "length": 1, "ids": [1]}]),
         "provenance": lambda path: write_json(path, {"study": "s", "commit": None, "config": {}}),
         "gather": lambda path: write_csv(path, [], records.KEPT_COLUMNS),

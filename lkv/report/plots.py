@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copy
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lkv.errors import one_of
@@ -20,6 +19,7 @@ from lkv.report.pareto import pareto
 from lkv.report.recall import recall
 from lkv.report.training import training
 from lkv.study import PATHS, PLOTS
+from lkv.writing import temporary_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def of_model(results_dir: Path, kind: str, model: str | None) -> Iterator[Path]:
         return
     import pandas as pd
 
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for name in (Path(PATHS[key]).name for key in PLOTS[kind]):
             path = results_dir / name
             if path.suffix == ".csv":
