@@ -29,17 +29,19 @@ TEXT = frozenset((
     "implementation", "phase", "device", "backend", "dtype", "arm", "lora", "loss", "trained_on", "metric",
     "reference", "label", "engine", "methods", "budgets", "category", "judge", "prompt", "part",
 ))  # fmt: skip
+WHOLE = frozenset((
+    "length", "sample", "planned", "budget", "n", "n_planned", "prompt_tokens", "new_tokens", "repeats",
+    "batch", "step", "samples", "layer", "head", "start", "end", "cells",
+))  # fmt: skip
+NEEDED = frozenset(("method", "budget", "sample", "length", "step"))  # never empty
 HUGE = 2.0**63
-SCORES, SHARES, COUNTS = (0.0, 100.0), (0.0, 1.0), (0.0, HUGE)
-BOUNDS = {
-    "score": SCORES, "mean": SCORES, "recall": SHARES, "recall_raw": SHARES, "held_out_recall": SHARES,
-    "length": COUNTS, "sample": COUNTS, "planned": COUNTS, "budget": COUNTS, "n": COUNTS, "n_planned": COUNTS,
-    "prompt_tokens": COUNTS, "new_tokens": COUNTS, "kept_mean": COUNTS, "kept_bytes": COUNTS,
-    "cache_bytes": COUNTS, "median_ms": COUNTS, "repeats": COUNTS, "batch": COUNTS, "step": COUNTS,
-    "samples": COUNTS, "seconds": COUNTS, "tokens": COUNTS, "layer": COUNTS, "head": COUNTS, "start": COUNTS,
-    "rating": (1.0, 10.0),
-}  # fmt: skip
 EDGE = 1e-6  # what six digits may round a value over its bound
+SCORES, SHARES, COUNTS = (0.0, 100.0), (0.0, 1.0), (0.0, HUGE)
+BOUNDS = dict.fromkeys(WHOLE, COUNTS) | {
+    "score": SCORES, "mean": SCORES, "recall": SHARES, "recall_raw": SHARES, "held_out_recall": SHARES,
+    "planned": (1.0, HUGE), "kept_mean": COUNTS, "kept_bytes": COUNTS, "cache_bytes": COUNTS,
+    "median_ms": COUNTS, "tokens": COUNTS, "seconds": (2 * EDGE, HUGE), "rating": (1.0, 10.0),
+}  # fmt: skip
 
 
 def write_csv(
@@ -83,6 +85,8 @@ def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=header, dtype=str)[columns]
     for name in columns:
         empty = frame[name] == ""
+        if name in NEEDED and empty.any():
+            raise UserError(f"{path}, row {int(empty.argmax()) + 2}: {name} is empty; make the file again")
         if name in TEXT:
             frame[name] = frame[name].where(~empty)
         else:
@@ -147,9 +151,12 @@ def _numbers(cells: pd.Series[Any], empty: pd.Series[bool], name: str, path: Pat
     numbers = pd.to_numeric(cells.where(~empty), errors="coerce")
     low, high = BOUNDS.get(name, (-HUGE, HUGE))
     wrong = ~empty & ~numbers.between(low - EDGE, high + EDGE)
+    if name in WHOLE:
+        wrong |= ~empty & (numbers % 1 != 0)
     if wrong.any():
         at = int(wrong.to_numpy().argmax())
-        allowed = f"a number from {low:g} to {high:g}" if name in BOUNDS else "a number"
+        kind = "a whole number" if name in WHOLE else "a number"
+        allowed = f"{kind} from {low:g} to {high:g}" if name in BOUNDS else kind
         raise UserError(
             f"{path}, row {at + 2}: {name} is {cells.iloc[at][:40]!r}, not {allowed}; make the file again"
         )

@@ -138,13 +138,13 @@ def check(args: Arguments) -> None:
         for other, found in reads:
             if _same(output.path, found):
                 raise UserError(f"--{flag} {output.path} is read as --{other}; give another --{flag}")
-            if other in MODELS and found.resolve() in output.path.resolve().parents:
+            if other in MODELS and _real(found) in _real(output.path).parents:
                 raise UserError(f"--{flag} {output.path} lies in the model's folder; give another --{flag}")
         for other, earlier in written[:i]:
             if not is_stream(earlier.path):
                 _apart(flag, output, other, earlier)
         _check_place(flag, output)
-    for folder in {output.path.resolve().parent for _, output in written}:
+    for folder in {_real(output.path).parent for _, output in written}:
         sweep(folder)
 
 
@@ -207,16 +207,21 @@ def _is_stream(flag: str, output: Output) -> bool:
     return True
 
 
+def _real(path: Path) -> Path:
+    """Where a path leads once links are followed; a link to itself leads nowhere else."""
+    return Path(os.path.realpath(path))
+
+
 def _same(one: Path, other: Path) -> bool:
     """Whether two paths are one file: by name once links are followed, or by what is there."""
-    if one.resolve() == other.resolve():
+    if _real(one) == _real(other):
         return True
     return one.exists() and other.exists() and one.samefile(other)
 
 
 def _apart(flag: str, output: Output, other: str, earlier: Output) -> None:
     """Two outputs are two files, neither of them in the place of the other's folder."""
-    one, two = output.path.resolve(), earlier.path.resolve()
+    one, two = _real(output.path), _real(earlier.path)
     if _same(one, two) or one in two.parents or two in one.parents:
         way_out = (
             "give a name with another suffix, such as .jsonl" if flag == other else f"give another --{flag}"
@@ -238,7 +243,7 @@ def _check_place(flag: str, output: Output) -> None:
             )
     elif path.exists() and not path.is_dir():
         raise UserError(f"--{flag}: {path} is there and is no folder; give another --{flag}")
-    above = next(parent for parent in path.resolve().parents if parent.exists())
+    above = next(parent for parent in _real(path).parents if parent.exists())
     if not above.is_dir():
         raise UserError(f"--{flag} {path}: {above} is no folder; correct the path")
     if not os.access(above, os.W_OK | os.X_OK):

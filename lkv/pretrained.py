@@ -29,6 +29,7 @@ IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 # Options of from_pretrained: nothing from pickles, and it says what did not come from the files. Tensors of
 # another shape are passed over, so that all of them can be named.
 WHOLE = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+LARGEST = {"num_hidden_layers": 1000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
 NO_CODE = "it brings code of its own, which is never run here"
 
 
@@ -74,8 +75,12 @@ def read_model(place: str | Path, what: str, way_out: str, **options: Any) -> Pr
 
 
 def refuse_kernels(place: str | Path, **options: Any) -> None:
-    """A config that names a kernel for attention or experts would have its code fetched from the hub."""
+    """A config that names a kernel for attention or experts would have its code fetched from the hub, and one
+    with layers without end is built for ever."""
     raw, _ = PretrainedConfig.get_config_dict(place, **options)
+    for name, most in LARGEST.items():
+        if isinstance(given := raw.get(name), int) and given > most:
+            raise UserError(f"cannot load {place}: {name} is {given} in its config.json, {most} at most")
     if kernel := _named_kernel(raw):
         raise UserError(f"cannot load {place}: its config.json names the kernel {kernel!r}; take it out")
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AVERAGE = "average"
+STATUSES = ("ok", "unparsed", "failed")  # the last two of a judge's ratings
 REFERENCE = "lookaheadkv"
 BUILT_IN = "built-in"
 BUILT_IN_HAYSTACKS = ("noise", "needles", "words", "coded")
@@ -70,6 +71,10 @@ def _read_samples(paths: Sequence[str | Path]) -> pd.DataFrame:
 
 def _whole(samples: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     """The samples of a file, each of which must have a row of every method and budget: else it is torn."""
+    known = samples["status"].isin(STATUSES)
+    if not known.all():
+        found = samples["status"][~known].iloc[0]
+        raise UserError(f"{path}: status is {found!r}; known: {', '.join(STATUSES)}: make the file again")
     key = ["study", "model", "benchmark", "task", "length", "protocol", "haystack"]
     for _, group in samples.groupby(key, dropna=False):
         cells = group.groupby("sample").size()

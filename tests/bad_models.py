@@ -293,6 +293,10 @@ def adapter_cases() -> Iterator[Case]:
     yield Case("PEFT's config has another rank", command("evaluate adapted"), "adapter", config)
 
 
+# transformers fills such a head size in itself, and has its own code for an architecture that it knows.
+VALID = ("head_dim of null", "code of its own")
+
+
 def model_cases() -> Iterator[Case]:
     """A model's folder, as `lkv model` made it and as a source of another."""
     changes: dict[str, tuple[str, Change]] = {
@@ -335,7 +339,8 @@ def model_cases() -> Iterator[Case]:
     for kind, (file, change) in changes.items():
         yield Case(f"a model with {kind}", command("generate"), "model", {f"model/{file}": change})
         both: dict[str, Change] = {f"model/{file}": change, "tiny.yaml": lambda path: dump(path, local)}
-        yield Case(f"a model from a folder with {kind}", command("model"), "model", both)
+        if kind not in VALID:
+            yield Case(f"a model from a folder with {kind}", command("model"), "model|template", both)
     for kind, damage in {
         "empty": b"",
         "cut": b"GGUF\x03\0\0\0",

@@ -197,7 +197,7 @@ def word_cases() -> Iterator[Case]:
     words = {
         "evaluate": [
             ("--model prompt.txt", "model.json|prompt.txt"),
-            ("--model out", "model.json"),
+            ("--model nowhere", "model.json"),
             ("--data out", "out"),
             ("--data prompt.txt", "prompt"),
             ("--data train.jsonl", "train.jsonl"),
@@ -207,7 +207,7 @@ def word_cases() -> Iterator[Case]:
             ("--adapter prompt.txt", "lookahead.json"),
             ("--adapter out", "lookahead.json"),
             ("--methods speckv", "draft"),
-            ("--methods speckv --draft out", "model.json"),
+            ("--methods speckv --draft nowhere", "model.json"),
             ("--arms a", "a"),
             ("--arms a=adapter,kernel=²", "kernel"),
             ("--arms a=adapter,kernel=٣", "kernel"),
@@ -313,7 +313,7 @@ def word_cases() -> Iterator[Case]:
         "gather": [("--parts out", "out"), ("--parts samples.csv", "samples.csv"), ("--kind gone", "kind")],
         "summarise": [("--samples samples.csv samples.csv", "samples|more than once")],
         "provenance": [
-            ("--models out", "model.json"),
+            ("--models nowhere", "model.json"),
             ("--data out", "out"),
             ("--adapters out", "lookahead.json"),
             ("--config out", "out"),

@@ -43,25 +43,16 @@ CASES = [
     *file_cases(),
     *spec_cases(),
     *yaml_cases(),
+    *table_cases(),
+    *cell_cases(),
+    *source_cases(),
+    *adapter_cases(),
+    *model_cases(),
 ]
-# Cases whose checks are being made elsewhere: run with `-k pending`.
-PENDING = [*table_cases(), *cell_cases(), *source_cases(), *adapter_cases(), *model_cases()]
 
 
 def named(case: Case) -> str:
     return case.name.replace("/", ".")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "pending" in metafunc.fixturenames:
-        asked = "pending" in (metafunc.config.option.keyword or "")
-        metafunc.parametrize("pending", PENDING if asked else [], ids=named)
-
-
-def test_pending_bad_input_is_refused_in_one_line_and_nothing_changes(
-    pending: Case, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    refused(pending, here, capsys)
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
