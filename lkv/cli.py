@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lkv import outputs, signals, verbs
-from lkv.errors import Lost, UserError, one_of
+from lkv import outputs, signals, terminal, verbs
+from lkv.errors import Lost, UserError, one_of, out_of_memory, plain, unshown
 from lkv.launch import LOST, launch, world
 from lkv.protocol import PROTOCOLS
+from lkv.reading import LARGEST, parse
 from lkv.registry import FULL, METHODS
 from lkv.study import PLOTS, RECIPE_CHOICES
 
@@ -27,24 +28,79 @@ WAYS = ("whole", "layerwise")  # lkv.latency's
 log = logging.getLogger("lkv")
 
 
+MOST = 10**7  # of whatever is counted; more is a slip of the finger, and would fill the memory first
+FEW = 10**4  # of what has to be there all at once
+DIGITS = 19  # enough for every number that is allowed; Python refuses to read thousands
+NUMBER = r"[0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,3})?"  # float() also takes digits of other scripts, and nan
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not re.fullmatch(rf"[0-9]{{1,{DIGITS}}}", text) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not a whole number of {least} or more, {most:,} at most"
+        )
+    return int(text)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 0, MOST)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1, MOST)
+
+
+def _few(text: str) -> int:
+    return _whole(text, 1, FEW)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, LARGEST)
+
+
+def _number(text: str, most: float) -> float:
+    value = float(text) if re.fullmatch(NUMBER, text) else math.nan
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of 0 or more, {most:,} at most")
+    return value
+
+
+def _temperature(text: str) -> float:
+    return _number(text, 100)
+
+
+def _rate(text: str) -> float:
+    if not (value := _number(text, FEW)):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number above 0")
+    return value
+
+
+def _text(text: str) -> str:
+    if not text or unshown(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is empty, or holds control characters or no UTF-8")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
 def _weight(item: str) -> tuple[str, float]:
     kind, _, weight = item.partition("=")
     try:
-        return kind, float(weight or 1)
-    except ValueError:
-        raise UserError(f"mixture item {item!r} is not KIND=WEIGHT; for example table=2") from None
+        return kind, _number(weight or "1", MOST)
+    except argparse.ArgumentTypeError:
+        raise UserError(f"mixture item {item[:80]!r} is not KIND=WEIGHT; for example table=2") from None
 
 
 def _source(item: str) -> dict[str, Any]:
-    try:
-        source = json.loads(item)
-    except json.JSONDecodeError:
-        source = None
+    wanted = (
+        f"source {item[:80]!r} is not a JSON object ({{}}); give "
+        '{"name": NAME, "schema": SCHEMA, "data": "hub:OWNER/NAME" or "file:PATH", "count": COUNT}'
+    )
+    source = parse(item, wanted)
     if not isinstance(source, dict):
-        raise UserError(
-            f"source {item!r} is not a JSON object; give "
-            '{"name": NAME, "schema": SCHEMA, "data": "hub:OWNER/NAME" or "file:PATH", "count": COUNT}'
-        )
+        raise UserError(wanted.replace("{}", f"found {type(source).__name__}", 1))
     return source
 
 
@@ -54,34 +110,13 @@ def _method_name(name: str) -> str:
     return name
 
 
-def _temperature(text: str) -> float:
-    return 0.0 if text in ("0", "0.0") else _rate(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, like all of ours."""
+    """Errors are one line, like all of ours; every text and every path is checked."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.register("type", None, _text)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -95,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: lkv generate --help; in a study every verb is called by snakemake --cores 8 all",
     )
     under_top = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    under_top.type = str  # words behind a verb are checked by its own parser, by name
 
     def verb(
         run: Callable[[Arguments], None],
@@ -121,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
 
     def spreads(made: argparse.ArgumentParser) -> None:
         made.add_argument(
-            "--processes", type=_positive, default=1, help="that share this work, each on a GPU of its own"
+            "--processes", type=_few, default=1, help="that share this work, each on a GPU of its own"
         )
 
     def adapts(made: argparse.ArgumentParser) -> None:
@@ -133,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--pool", choices=RECIPE_CHOICES["pool"], default="max", help="LookaheadKV's, along the prompt"
         )
-        made.add_argument("--kernel", type=_positive, default=7, help="entries pooled")
+        made.add_argument("--kernel", type=_few, default=7, help="entries pooled")
         made.add_argument("--order", choices=RECIPE_CHOICES["order"], default="group_pool")
         made.add_argument(
             "--beside",
@@ -171,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
 
     data = under_top.add_parser("data", help="build training prompts or benchmark data")
     kinds = data.add_subparsers(dest="kind", metavar="KIND", required=True)
+    kinds.type = str
     p = verb(
         verbs.data_train,
         "train",
@@ -195,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
         help="the model's own, or the true ones where an offline prompt has one",
     )
     p.add_argument("--batch", type=_positive, help="prompts answered at once (default: as many as fit)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
     p.add_argument("--out", type=Path, required=True)
     p = verb(
         verbs.data_ruler,
@@ -211,9 +249,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--haystack", default="pydoc", help="pydoc, an essays file, or hub:OWNER/NAME")
     p.add_argument("--squad", help="SQuAD 2.0 JSON, for qa_1")
     p.add_argument("--hotpotqa", help="HotpotQA JSON, for qa_2")
-    p.add_argument("--ready", help="ready-made samples in kvpress' form: folder:PATH or hub:OWNER/NAME")
+    p.add_argument("--ready", help="ready-made samples, kvpress' or RULER's: folder:PATH or hub:OWNER/NAME")
     follows(p)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
     p.add_argument("--out", type=Path, required=True)
     p = verb(
         verbs.data_longbench,
@@ -253,17 +291,17 @@ def parser() -> argparse.ArgumentParser:
     spreads(p)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--arm", default="main", help="a name for this choice of data and settings")
-    p.add_argument("--tokens", type=_positive, default=32, help="lookahead tokens")
+    p.add_argument("--tokens", type=_few, default=32, help="lookahead tokens")
     p.add_argument("--lora", choices=["all", "qk", "none"], default="all", help="linears that carry LoRA")
     p.add_argument("--loss", choices=["kl", "mse"], default="kl")
     p.add_argument("--response-tokens", type=_positive, help="of the answers at most (default: all of them)")
     p.add_argument("--steps", type=_positive, required=True)
     p.add_argument("--batch", type=_positive, default=8)
     p.add_argument("--learning-rate", type=_rate, default=1e-3)
-    p.add_argument("--warmup-steps", type=_count, default=8)
+    p.add_argument("--warmup-steps", type=_count, help=f"of linear warm-up (default: {verbs.WARMUP})")
     p.add_argument("--held-out", type=_count, default=8, help="prompts kept for the held-out KL")
     p.add_argument("--keep-gib", type=_rate, default=2.0, help="prefilled prompts held between epochs")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--csv", type=Path, required=True)
 
@@ -284,11 +322,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--samples", type=_positive, help="the first so many; default: all")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
     p.add_argument(
         "--temperatures", nargs="+", type=_temperature, default=[0.0], help="0 (default): greedy answers"
     )
-    p.add_argument("--jobs-per-gpu", type=_positive, default=1, help="evaluations that share a GPU")
+    p.add_argument("--jobs-per-gpu", type=_few, default=1, help="evaluations that share a GPU")
     p.add_argument("--journal", type=Path, required=True, help="finished cells; makes a second run resume")
     p.add_argument("--out", type=Path, required=True)
 
@@ -302,7 +340,7 @@ def parser() -> argparse.ArgumentParser:
     compares(p)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--samples", type=_positive, default=8, help="the first so many")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
     p.add_argument("--recall", type=Path, required=True, help="CSV: recall by layer and KV head")
     p.add_argument("--kept", type=Path, required=True, help="CSV: the first sample's kept tokens")
 
@@ -318,7 +356,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--references", type=Path, help="answers that the judge reads beside the model's")
     p.add_argument("--samples", type=_positive, help="the first so many questions; default: all")
     p.add_argument("--max-new-tokens", type=_positive, default=1024, help="tokens of an answer at most")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
     p.add_argument("--journal", type=Path, required=True, help="finished cells; makes a second run resume")
     p.add_argument("--out", type=Path, required=True, help="the answers, as JSONL")
 
@@ -331,7 +369,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--answers", type=Path, required=True, help="file made by lkv mtbench")
     p.add_argument("--url", required=True, help="base URL of an OpenAI-compatible endpoint")
     p.add_argument("--model", required=True, help="the judge's name there")
-    p.add_argument("--temperature", type=float, default=0.0)
+    p.add_argument("--temperature", type=_temperature, default=0.0)
     p.add_argument("--prompts", type=Path, help="FastChat's judge_prompts.jsonl; default: our own wording")
     p.add_argument("--key-variable", default="OPENAI_API_KEY", help="environment variable with the key")
     p.add_argument("--journal", type=Path, required=True, help="finished ratings; makes a second run resume")
@@ -344,8 +382,13 @@ def parser() -> argparse.ArgumentParser:
         "lkv score --benchmark longbench pred/llama2-7b-chat --out scores.csv",
     )
     p.add_argument("--benchmark", choices=["longbench", "ruler"], required=True)
-    p.add_argument("path", type=Path, help="folder of TASK.jsonl, or kvpress' predictions.csv")
-    p.add_argument("--cleaning", choices=["kvpress", "ruler"], default="kvpress", help="of answers")
+    p.add_argument(
+        "path", type=Path, help="folder of TASK.jsonl or of TASK/METHOD.json, or kvpress' predictions.csv"
+    )
+    p.add_argument("--method", help="of TASK/METHOD.json, where there are several")
+    p.add_argument(
+        "--cleaning", choices=["kvpress", "ruler"], help="of answers; default: as the harness that wrote them"
+    )
     p.add_argument(
         "--code", choices=["difflib", "levenshtein"], default="difflib", help="how code is compared"
     )
@@ -368,7 +411,7 @@ def parser() -> argparse.ArgumentParser:
     compares(p)
     p.add_argument("--lengths", nargs="+", type=_positive, required=True)
     p.add_argument(
-        "--repeats", nargs="+", type=_positive, default=[10], help="timed runs: one number, or one a length"
+        "--repeats", nargs="+", type=_few, default=[10], help="timed runs: one number, or one a length"
     )
     p.add_argument("--warmups", type=_count, default=2)
     p.add_argument(
@@ -398,7 +441,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--samples", nargs="+", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--paired", type=Path, required=True)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
 
     p = verb(
         verbs.ablation,
@@ -408,7 +451,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--samples", nargs="+", type=Path, required=True, help="of lkv evaluate --arms")
     p.add_argument("--arm", default="main", help="the arm that the others are compared with")
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_seed, default=0)
 
     p = verb(
         verbs.arms,
@@ -492,9 +535,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Exit code 0, 2 with one clear line for what the user can mend, or 128 + a signal's."""
+    terminal.prepare()
     with signals.heard() as heard:
         try:
-            return _main(argv)
+            return terminal.finish(_main(argv))
         except BaseException as error:
             number = heard.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
@@ -506,7 +550,9 @@ def _main(argv: Sequence[str] | None) -> int:
     _quiet(None)
     try:
         args = parser().parse_args(argv)
-        if os.environ.get("RANK", "0") == "0":  # the other processes would look while the first writes
+        if (
+            world() == 1 or os.environ.get("RANK") == "0"
+        ):  # the other processes would look while the first writes
             outputs.check_log(args)
             _quiet(args.log)
             outputs.check(args)
@@ -523,9 +569,11 @@ def _main(argv: Sequence[str] | None) -> int:
     except Lost as error:
         log.error(error)
         if os.environ.get("RANK") != "0":  # what the first says is shown in any case
-            print(f"lkv: error: {error}", file=sys.stderr)
+            terminal.say(f"lkv: error: {plain(error)}")
         return LOST
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            return terminal.GONE
         if error.errno is None:
             raise
         place = error.filename2 or error.filename or "a file"
@@ -533,17 +581,15 @@ def _main(argv: Sequence[str] | None) -> int:
             return _fail(f"cannot write {place}: {error.strerror}; free some space")
         return _fail(f"{place}: {error.strerror}; correct the path, or its permissions")
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        if not (message := out_of_memory(error)):
             raise
-        return _fail(
-            "CUDA ran out of memory; use a shorter length, a smaller batch or model, or --device cpu"
-        )
+        return _fail(message)
     return 0
 
 
 def _fail(message: str, code: int = 2) -> int:
-    log.error(message)
-    print(f"lkv: error: {message}", file=sys.stderr)
+    log.error(plain(message))
+    terminal.say(f"lkv: error: {plain(message)}")
     return code
 
 

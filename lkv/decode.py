@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lkv")
 
 Clock: TypeAlias = Callable[[str], AbstractContextManager[None]]
+Done: TypeAlias = Callable[[int, "list[int]"], None]  # (row, its tokens)
 LOOK_EVERY = 8  # steps on CUDA between two looks at whether rows are done: a look waits for the device
 
 
@@ -220,9 +221,10 @@ def decode(
     stop: frozenset[int] = frozenset(),
     record: bool = False,
     clock: Clock = no_clock,
+    done: Done = lambda r, tokens: None,
 ) -> Decoded:
-    """Decoding of all rows as one batch, at the temperature that they share. Once half of them are done, the
-    others go on without them.
+    """Decoding of all rows as one batch, at the temperature that they share. Once half of them have ended,
+    the others go on without them. `done` is told of each row when it has ended.
 
     `record` also feeds each row's last token, so that every draft token leaves a query; drafts are greedy.
     """
@@ -233,27 +235,36 @@ def decode(
     stops = torch.tensor(sorted(stop), dtype=torch.long, device=model.device)
     look_every = LOOK_EVERY if model.device.type == "cuda" else 1
     tokens, queries = [decoder.token.clone()], list[Tensor]()
-    done = torch.isin(tokens[0][: len(rows), 0], stops)
+    ended = torch.isin(tokens[0][: len(rows), 0], stops)
+    said: set[int] = set()
     while len(tokens) <= fed:
         if stop and (len(tokens) - 1) % look_every == 0:
-            going = [] if bool(done.all()) else [r for r, ended in enumerate(done.tolist()) if not ended]
+            going = [r for r, over in enumerate(ended.tolist()) if not over]
+            if len(rows) - len(going) > len(said):
+                so_far = torch.cat(tokens, 1)[: len(rows)].tolist()
+                for r in sorted(set(range(len(rows))) - set(going) - said):
+                    done(r, _until(so_far[r][:new_tokens], stop))
+                    said.add(r)
             if not going and not (record and len(tokens) == 1):
                 break
             if not record and len(going) <= len(rows) // 2 and len(tokens) > 1:
-                return _without_the_done(model, rows, decoder, tokens, going, new_tokens, stop, clock)
+                return _without_the_ended(model, rows, decoder, tokens, going, new_tokens, stop, clock, done)
         with clock("decode_token"):
             decoder.step()
         tokens.append(decoder.token.clone())
         if stop:
-            done |= torch.isin(decoder.token[: len(rows), 0], stops)
+            ended |= torch.isin(decoder.token[: len(rows), 0], stops)
         if decoder.queries is not None:
             queries.append(decoder.queries.clone())
     table = torch.cat(tokens, 1)[: len(rows), :new_tokens].tolist()
     seen = list(torch.cat(queries, 3)[:, : len(rows)]) if queries else []
-    return Decoded([_until(row, stop) for row in table], seen, len(tokens) - 1, decoder.scalings)
+    answers = [_until(row, stop) for row in table]
+    for r in sorted(set(range(len(rows))) - said):
+        done(r, answers[r])
+    return Decoded(answers, seen, len(tokens) - 1, decoder.scalings)
 
 
-def _without_the_done(
+def _without_the_ended(
     model: PreTrainedModel,
     rows: Sequence[Row],
     decoder: Decoder,
@@ -262,37 +273,48 @@ def _without_the_done(
     new_tokens: int,
     stop: frozenset[int],
     clock: Clock,
+    done: Done,
 ) -> Decoded:
     """The rows `going` decoded to the end in a smaller batch; the others have their answers in `before`."""
     fed = len(before) - 1
     left = [decoder.cache.row(r, rows[r], fed, decoder.token[r, 0].clone()) for r in going]
     table = torch.cat(list(before), 1)[: len(rows)].tolist()
-    rest = decode(model, left, new_tokens - fed, stop, clock=clock)
+
+    def of_all(r: int, tokens: list[int]) -> None:
+        done(going[r], table[going[r]][:-1] + tokens)
+
+    rest = decode(model, left, new_tokens - fed, stop, clock=clock, done=of_all)
     for r, tokens in zip(going, rest.tokens, strict=True):
         table[r] = table[r][:-1] + tokens
     return Decoded([_until(row, stop) for row in table], [], fed + rest.steps)
 
 
 def decode_all(
-    model: PreTrainedModel, rows: Sequence[Row], new_tokens: int, stop: frozenset[int], at_once: int
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    new_tokens: int,
+    stop: frozenset[int],
+    at_once: int,
+    done: Done = lambda r, tokens: None,
 ) -> list[list[int]]:
     """Decodes rows in batches of at most `at_once`, like widths together; halves the batch when CUDA runs out
-    of memory."""
-    alike: dict[int, list[int]] = {}
-    for r, row in enumerate(rows):  # rows of unequal positions would change each other's rotation
-        alike.setdefault(row.position if length_dependent(model) else 0, []).append(r)
-    if len(alike) > 1:
-        answers: dict[int, list[int]] = {}
-        for places in alike.values():
-            batch = [rows[r] for r in places]
-            answers |= zip(places, decode_all(model, batch, new_tokens, stop, at_once), strict=True)
-        return [answers[r] for r in range(len(rows))]
-    order = sorted(range(len(rows)), key=lambda r: rows[r].width)
-    tokens: list[list[int]] = []
-    while len(tokens) < len(rows):
+    of memory. `done(r, tokens)` is told of each row as soon as it has ended."""
+    answers: dict[int, list[int]] = {}
+
+    def told(places: Sequence[int]) -> Done:
+        def note(r: int, tokens: list[int]) -> None:
+            answers[places[r]] = tokens
+            done(places[r], tokens)
+
+        return note
+
+    left = sorted(range(len(rows)), key=lambda r: rows[r].width)
+    while left:
+        batch = left[:at_once]
+        if length_dependent(model):  # rows of unequal positions would change each other's rotation
+            batch = [r for r in batch if rows[r].position == rows[batch[0]].position]
         try:
-            batch = [rows[r] for r in order[len(tokens) : len(tokens) + at_once]]
-            tokens += decode(model, batch, new_tokens, stop).tokens
+            decode(model, [rows[r] for r in batch], new_tokens, stop, done=told(batch))
         except torch.OutOfMemoryError:
             if at_once == 1:
                 raise UserError(
@@ -303,7 +325,8 @@ def decode_all(
             log.warning("out of memory: decoding %d rows at once from here on", at_once)
             forget(model)
             torch.cuda.empty_cache()
-    return [found for _, found in sorted(zip(order, tokens, strict=True))]
+        left = [r for r in left if r not in answers]
+    return [answers[r] for r in range(len(rows))]
 
 
 def _until(tokens: list[int], stop: frozenset[int]) -> list[int]:

@@ -5,8 +5,8 @@ Samples go in waves: as many prompts as fit are read, and all their rows are dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lkv import bench
 from lkv.cache import Row, entry_bytes, kept_bytes, stored_bytes
 from lkv.chat import record_ids, record_parts
-from lkv.decode import decode_all
+from lkv.decode import Done, decode_all
 from lkv.device import memory
 from lkv.engine import answer_tail, check_budgets, look, observe
 from lkv.errors import UserError
@@ -30,16 +30,19 @@ from lkv.records import SAMPLE_COLUMNS, fingerprint, write_csv
 from lkv.registry import FULL
 from lkv.select import PLAIN, Kept, candidates, choose
 
-# What a benchmark's data file holds a sample (docs/protocols.md explains each).
-RECORD = (
-    "benchmark", "task", "length", "sample", "planned", "haystack", "protocol", "question_aware", "template",
-    "input", "question_at", "answer_prefix", "outputs", "classes", "metric", "max_new_tokens", "stops",
-    "min_new_tokens",
-)  # fmt: skip
-ROWS_AT_ONCE = {"cpu": 192, "cuda": 512}  # decoded as one batch
+# What a benchmark's data file holds a sample, and of which kind (docs/protocols.md explains each).
+RECORD = {
+    "benchmark": "name", "task": "name", "length": "count", "sample": "count", "planned": "some",
+    "haystack": "text", "protocol": "name", "question_aware": "flag", "template": "flag", "input": "name",
+    "question_at": "count", "answer_prefix": "text", "outputs": "texts", "classes": "texts",
+    "metric": "name", "max_new_tokens": "some", "stops": "texts", "min_new_tokens": "count",
+}  # fmt: skip
+# Decoded as one batch: what keeps the device busy, and no more, because a kill loses what is being decoded.
+ROWS_AT_ONCE = {"cpu": 32, "cuda": 512}
 
 Record: TypeAlias = dict[str, Any]
 Cell: TypeAlias = tuple[str, int]  # method, budget
+Finish: TypeAlias = "Callable[[_Sample, dict[Cell, dict[str, Any]]], None]"
 
 
 class Choice(NamedTuple):
@@ -83,18 +86,22 @@ def evaluate(
     ]
     rows: list[dict[str, Any]] = []
     named = f"{records[0]['task']}@{records[0]['length']}"
+
+    def finish(sample: _Sample, cells: dict[Cell, dict[str, Any]]) -> None:
+        journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
+        bar.update(1)
+
     with tqdm(total=len(records) * len(temperatures), desc=f"evaluate {named}", unit="sample") as bar:
         for temperature in temperatures:
             told = [record | {"protocol": _protocol(record, temperature)} for record in records]
             for wave in _waves(loaded, _samples(loaded, told, methods, budgets, seed, facts), journal):
                 todo = [sample for sample in wave if sample.missing]
-                found = _answered(loaded, todo, methods, budgets, temperature) if todo else []
-                for sample, cells in zip(todo, found, strict=True):
-                    journal.append([{"key": key, **cells[cell]} for cell, key in sample.missing.items()])
+                bar.update(len(wave) - len(todo))
+                if todo:
+                    _answered(loaded, todo, methods, budgets, temperature, finish)
                 for sample in wave:
                     keys = sample.cells.values()
                     rows += [_row(study, loaded.name, sample.record, journal.cells[key]) for key in keys]
-                bar.update(len(wave))
     rows.sort(key=lambda row: row["sample"])  # stable: the cells of a sample stay in their order
     write_csv(out, rows, SAMPLE_COLUMNS)
     return journal.notice
@@ -227,9 +234,8 @@ def _cells(
     content = [*prompt, *(record[name] for name in named)]
     cells = {(FULL, 0): fingerprint(*facts, *content, FULL)}
     for method in methods:
-        what = [method.name, method.version, method.identity, asdict(method.recipe)]
         for budget in budgets:
-            cells[method.name, budget] = fingerprint(*facts, *content, *what, budget)
+            cells[method.name, budget] = fingerprint(*facts, *content, method.made_of, budget)
     return cells
 
 
@@ -240,8 +246,12 @@ def _answered(
     methods: Sequence[Method],
     budgets: Sequence[int],
     temperature: float,
-) -> list[dict[Cell, dict[str, Any]]]:
-    """The missing cells of each sample: the full cache's answers, each method's look, then all decodes."""
+    finish: Finish,
+) -> None:
+    """The missing cells of each sample: the full cache's answers, each method's look, then all decodes.
+
+    `finish` gets the cells of a sample as soon as its last row has ended.
+    """
     _read_contexts(loaded, samples, methods, temperature)
     for sample in samples:
         _read_question(loaded, sample)
@@ -249,29 +259,38 @@ def _answered(
     rows = [(sample, row) for sample in unknown for row in compact(sample.whole, None)]  # type: ignore[arg-type]
     for sample, tokens in zip(unknown, _decoded(loaded, rows), strict=True):
         sample.answer = tokens
-    chosen = [_choose_all(sample, methods, budgets) for sample in samples]
-    rows = [
-        (sample, row)
-        for sample, (cells, _) in zip(samples, chosen, strict=True)
-        for of_cell in cells.values()
-        for row in of_cell
-    ]
-    answers = iter(_decoded(loaded, rows))
-    found = []
-    for sample, (cells, facts) in zip(samples, chosen, strict=True):
-        tokens_of = {cell: next(answers) for cell in cells}
-        if (FULL, 0) in sample.missing:
-            assert sample.answer is not None
-            tokens_of[FULL, 0] = sample.answer
-        of_sample = {}
-        for (name, budget), tokens in tokens_of.items():
-            cell = {"sample": sample.record["sample"], "method": name, "budget": budget}
+    rows = []
+    places: list[tuple[_Sample, Cell]] = []
+    facts: dict[_Sample, dict[Cell, dict[str, Any]]] = {}
+    for sample in samples:
+        cells, facts[sample] = _choose_all(sample, methods, budgets)
+        for cell, of_cell in cells.items():
+            rows += [(sample, row) for row in of_cell]
+            places += [(sample, cell)] * len(of_cell)
+    answers: dict[_Sample, dict[Cell, list[int]]] = {}
+    for sample in samples:
+        answers[sample] = {(FULL, 0): sample.answer} if (FULL, 0) in sample.missing else {}  # type: ignore[dict-item]
+
+    def finish_if_ended(sample: _Sample) -> None:
+        if len(answers[sample]) == len(facts[sample]):
             length = len(sample.context.ids) + len(sample.question)
-            of_sample[name, budget] = facts[name, budget] | cell | _told(loaded, tokens, length)
-        found.append(of_sample)
+            cells = {}
+            for (name, budget), fact in facts[sample].items():
+                named = {"sample": sample.record["sample"], "method": name, "budget": budget}
+                answer = _told(loaded, answers[sample][name, budget], length)
+                cells[name, budget] = fact | named | answer
+            finish(sample, cells)
+
+    def done(i: int, answer: list[int]) -> None:
+        sample, cell = places[i]
+        answers[sample][cell] = answer
+        finish_if_ended(sample)
+
+    for sample in samples:  # of some, the full cache's answer alone was missing
+        finish_if_ended(sample)
+    _decoded(loaded, rows, done)
     for sample in samples:
         sample.asked = sample.whole = sample.context.prefilled = None
-    return found
 
 
 def _read_contexts(
@@ -398,15 +417,25 @@ def _choose(sample: _Sample, method: Method, budgets: Sequence[int]) -> list[Cho
     return [context.choices[method.name, budget] for budget in budgets]
 
 
-def _decoded(loaded: Loaded, rows: Sequence[tuple[_Sample, Row]]) -> list[list[int]]:
-    """Tokens of each row, its own sample's number at most; samples alike in that go together."""
+def _decoded(
+    loaded: Loaded, rows: Sequence[tuple[_Sample, Row]], done: Done = lambda i, tokens: None
+) -> list[list[int]]:
+    """Tokens of each row, its own sample's number at most; samples alike in that go together.
+
+    `done(i, tokens)` is told of each row as soon as it has ended.
+    """
     tokens: dict[int, list[int]] = {}
     alike: dict[tuple[int, frozenset[int]], list[int]] = {}
     for i, (sample, _) in enumerate(rows):
         alike.setdefault((sample.record["max_new_tokens"], _stops(loaded, sample.record)), []).append(i)
     at_once = ROWS_AT_ONCE[loaded.model.device.type]
     for (new, stop), places in alike.items():
-        decoded = decode_all(loaded.model, [rows[i][1] for i in places], new, stop, at_once)
+        batch = [rows[i][1] for i in places]
+
+        def of_all(r: int, answer: list[int], places: Sequence[int] = places) -> None:
+            done(places[r], answer)
+
+        decoded = decode_all(loaded.model, batch, new, stop, at_once, of_all)
         tokens |= dict(zip(places, decoded, strict=True))
     return [tokens[i] for i in range(len(rows))]
 

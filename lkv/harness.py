@@ -26,9 +26,11 @@ from lkv.interface import Method
 from lkv.lookahead import LookaheadKV
 from lkv.models import load
 from lkv.plugin import register
+from lkv.pretrained import WHOLE, refuse_kernels, refuse_tensors
 from lkv.registry import FULL, METHODS, SELF, get
 
 # What HFLM offers and eviction cannot honour: it needs the plain model, whole, on one device.
+OWN_LOADERS = ("peft", "delta", "autogptq", "gptqmodel", "subfolder")
 REFUSED = ("parallelize", "tp_plan", "peft", "mixed_precision_dtype")
 
 
@@ -54,8 +56,11 @@ class LKV(HFLM):
         batch_size: int | str = 1,
         **settings: Any,
     ) -> None:
+        self._model: Any = None
         self.method: Method | None = None
         self.kept: list[list[int]] = []
+        if settings.pop("trust_remote_code", False):
+            raise UserError("a model's own code is never run; leave trust_remote_code out of model_args")
         if method == FULL:
             super().__init__(pretrained, batch_size=batch_size, **settings)
             return
@@ -74,6 +79,15 @@ class LKV(HFLM):
         super().__init__(pretrained, batch_size=batch_size, **settings)
         self.method = self._made(method, adapter, draft)
         check_budgets(self.method, [budget])
+
+    def _create_model(self, pretrained: str, *args: Any, **settings: Any) -> None:
+        """HFLM's, from safetensors that hold every tensor. What it adds to or quantises itself, it checks."""
+        if any(settings.get(name) for name in OWN_LOADERS):
+            return super()._create_model(pretrained, *args, **settings)
+        refuse_kernels(pretrained, revision=settings.get("revision"), gguf_file=settings.get("gguf_file"))
+        super()._create_model(pretrained, *args, **settings, **WHOLE)
+        self._model, facts = self._model
+        refuse_tensors(facts, pretrained, "get it again, or take another model")
 
     def _made(self, name: str, adapter: str | None, draft: str | None) -> Method:
         drafting: Any = draft

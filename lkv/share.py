@@ -12,10 +12,13 @@ from lkv.errors import UserError
 from lkv.lookahead import CARD, LookaheadKV
 from lkv.records import atomic_write, require
 
-FACTS = (
-    "trained_on", "steps", "schedule", "lora", "loss", "held_out_kl_before", "held_out_kl_after",
-    "held_out_recall", "device", "commit", "model_fingerprint", "data_sha256",
-)  # fmt: skip
+FACTS = {
+    "trained_on": "text", "steps": "count", "schedule": "object", "lora": "name", "loss": "name",
+    "held_out_kl_before": "number or null", "held_out_kl_after": "number or null",
+    "held_out_recall": "number or null", "device": "text or null", "commit": "text or null",
+    "model_fingerprint": "name", "data_sha256": "name",
+}  # fmt: skip
+SCHEDULE = {"batch": "some", "learning_rate": "number", "warmup_steps": "count", "held_out": "count"}
 LINEARS = {"all": "all linears", "qk": "the linears of q and k"}
 
 JUDGED = """\
@@ -61,6 +64,7 @@ def share(folder: Path, out: Path, licence: str) -> None:
         raise UserError(f"{out} is where the modules are; give another folder as --out")
     adapter = LookaheadKV.from_pretrained(folder)
     facts = require(adapter.card, FACTS, folder / CARD, "lkv train")
+    require(facts["schedule"], SCHEDULE, f"{folder / CARD}, schedule", "lkv train")
     adapter.to(torch.bfloat16).save_pretrained(out, **facts)
     with atomic_write(out / "README.md") as stream:
         stream.write(_model_card(adapter.card, out, licence))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,13 +18,19 @@ from typing import Any, NamedTuple
 import yaml
 
 from lkv.bench import longbench, longproc, ruler
+from lkv.checks import check_study
 from lkv.data.mixture import SCHEMAS as PROMPT_SCHEMAS
 from lkv.data.prompts import KINDS
 from lkv.errors import UserError, one_of
-from lkv.records import read_json, stored
+from lkv.markup import rst_code, rst_text
+from lkv.names import WORD, checked, words
+from lkv.records import read_provenance, stored
 from lkv.registry import FULL, METHODS, SELF
+from lkv.strict_yaml import dump_yaml as dump_yaml  # of the workflow's study_config
+from lkv.strict_yaml import read_yaml
 
-SCHEMAS = Path(__file__).resolve().parents[1] / "workflow/schemas"
+SHIPPED = Path(__file__).resolve().parents[1]  # what ships with the project, beside its Snakefile
+SCHEMAS = SHIPPED / "workflow/schemas"
 
 SPEC = "config/models/{model}.yaml"
 
@@ -56,6 +64,7 @@ PATHS = {
     "provenance": "results/{study}/provenance.json",
 }
 
+MODEL_CARD = Path(PATHS["model"]).name  # it stands for a folder with a model
 CARD = Path(PATHS["adapter"]).name  # written last, it stands for a folder of trained modules
 
 # What each plot reads, by the keys of PATHS, and the formats of a report.
@@ -115,6 +124,10 @@ RECIPE_CHOICES = {
 }  # the others: numbers
 
 NOT_GIVEN = "the true answers are known of offline prompts alone, not of data sets"
+
+MOST = 10**18  # every number of a config is smaller
+# In texts: what no line shows, and '<', with which markup begins in report.html.
+UNFIT = "[<\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
 
@@ -225,7 +238,7 @@ def adapter_files(config: Mapping[str, Any]) -> list[str]:
 
 def given_card(config: Mapping[str, Any], model: str) -> str:
     """The marker file of the modules that `adapters` gives a model."""
-    return str(Path(config["adapters"][model]) / CARD)
+    return str(at(Path(config["adapters"][model]) / CARD))
 
 
 def adapter(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
@@ -333,12 +346,12 @@ def draft_card(config: Mapping[str, Any], model: str, of: str | None = None) -> 
     name = draft(config, model, of)
     if name in (None, SELF):
         return []
-    return [(SPEC if shape_alone(config, model, of) else PATHS["model"]).format(model=name)]
+    return [spec_file(name) if shape_alone(config, model, of) else PATHS["model"].format(model=name)]
 
 
 def timed_model(config: Mapping[str, Any], model: str) -> str:
     """What stands for a model in the latency study: its marker file, or its spec for a shape alone."""
-    return (SPEC if shape_alone(config, model) else PATHS["model"]).format(model=model)
+    return spec_file(model) if shape_alone(config, model) else PATHS["model"].format(model=model)
 
 
 def latency_flags(config: Mapping[str, Any], model: str) -> list[str]:
@@ -500,13 +513,41 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 def facts(results: str) -> dict[str, Any]:
     """A study's provenance.json, for the words at the front of report.html."""
-    return dict(read_json(Path(results, "provenance.json")))
+    return read_provenance(Path(results, "provenance.json"))
+
+
+def facts_as_code(results: str) -> str:
+    return rst_code(facts(results))
+
+
+def front(results: str) -> str:
+    """The facts at the front of report.html, as reStructuredText: whose study it is, and what it rests on."""
+    known = facts(results)
+    lengths = ", ".join(map(str, _list(known, "config", "latency", "lengths")))
+    told = {"Study": [known.get("study")], "Models": _list(known, "config", "models")}
+    for section, label in (("ruler", "RULER"), ("longbench", "LongBench"), ("longproc", "LongProc")):
+        told[label] = _list(known, "config", section, "tasks")
+    told |= {
+        "Timed at": [f"{lengths} tokens"],
+        "Device": [f"{known.get('device')}, attention {known.get('backend')}, {known.get('dtype')}"],
+        "Code, by its commit": [f"{known.get('commit')}{', with local changes' * bool(known.get('dirty'))}"],
+    }
+    return "\n".join(
+        f":{label}: {', '.join(map(rst_text, values))}" for label, values in told.items() if values
+    )
+
+
+def _list(value: Any, *keys: str) -> list[Any]:
+    """What lies under these keys, where a stranger's file has a list there."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, list) else []
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
-    """Studies whose results lie here as plain files, the configured one apart."""
-    found = (path.parent.name for path in root.glob("results/*/provenance.json"))
-    return sorted(name for name in found if name != configured)
+    """Studies whose results lie here as plain files, the configured one apart. What is no name is none."""
+    found = words(path.parent.name for path in root.glob("results/*/provenance.json"))
+    return [name for name in found if name != configured]
 
 
 def plotted(kind: str, study: str, config: Mapping[str, Any] | None = None) -> list[str]:
@@ -609,36 +650,31 @@ def read_config(path: Path, root: Path = Path()) -> dict[str, Any]:
     """The study config in a file, checked."""
     if not path.is_file():
         raise UserError(f"no such config: {path}; one is a file like config/demo.yaml")
-    return validate(_yaml(path, str(path)), root, str(path))
+    return validate(read_yaml(path), root, str(path))
+
+
+def read_plainly(files: Iterable[str | Path]) -> None:
+    """Refuses what Snakemake's own reader of config files lets pass: see lkv.strict_yaml."""
+    for file in files:
+        if Path(file).suffix != ".json":
+            read_yaml(Path(file), os.path.relpath(file))
 
 
 def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The study config with its defaults filled in, or a UserError of one line that starts with `source`."""
     study = check(config, SCHEMAS / "config.schema.yaml", source)
-    known = [FULL, *METHODS]
-    for key, names in (("methods", study["methods"]), ("latency.methods", study["latency"]["methods"])):
-        for name in names:
-            if name not in known:
-                raise one_of(f"method in {source}, {key}:", name, known)
-        if "speckv" in names and not study["speckv"]["drafts"]:
-            raise UserError(
-                f"{source}, {key}: speckv needs draft models; name one a model in speckv.drafts, or self"
-            )
-    if FULL not in study["latency"]["methods"]:
-        raise UserError(
-            f"{source}, latency.methods: {FULL!r} is missing; overheads are counted from it, so add it"
-        )
-    train = study["train"]
-    for name in [*study["models"], *(d for d in study["speckv"]["drafts"].values() if d != SELF)]:
-        spec = model_spec(name, root, source)
-        own = name in study["models"] and name not in study["adapters"]
-        if train and own and not (train["learning_rate"] or spec["learning_rate"]):
-            raise UserError(
-                f"{source}, train.learning_rate: missing, and config/models/{name}.yaml has none; "
-                "give a number above 0"
-            )
+    _check_methods(study, source)
+    drafts = [name for name in study["speckv"]["drafts"].values() if name != SELF]
+    specs = {name: model_spec(name, root, source) for name in [*study["models"], *drafts]}
     _check_adapters(study, root, source)
-    if train:
+    if train := study["train"]:
+        for name in study["models"]:
+            given = name in study["adapters"] or train["learning_rate"]
+            if not given and not specs[name]["learning_rate"]:
+                raise UserError(
+                    f"{source}, train.learning_rate: missing, and config/models/{name}.yaml has none; "
+                    "give a number above 0"
+                )
         for name, values in arms(study).items():
             place = f"{source}, train" if name == train["arm"] else f"{source}, ablation.arms.{name}"
             _check_training(values, place)
@@ -653,7 +689,28 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
     _check_benchmarks(study, root, source)
     if study["ablation"]:
         _check_ablation(study, source)
+    check_study(study, specs, source)
     return study
+
+
+def _check_methods(study: Mapping[str, Any], source: str) -> None:
+    known = [FULL, *METHODS]
+    for key, names in (("methods", study["methods"]), ("latency.methods", study["latency"]["methods"])):
+        for name in names:
+            if name not in known:
+                raise one_of(f"method in {source}, {key}:", name, known)
+        if "speckv" in names and not study["speckv"]["drafts"]:
+            raise UserError(
+                f"{source}, {key}: speckv needs draft models; name one a model in speckv.drafts, or self"
+            )
+    if FULL not in study["latency"]["methods"]:
+        raise UserError(
+            f"{source}, latency.methods: {FULL!r} is missing; overheads are counted from it, so add it"
+        )
+    for name in study["speckv"]["drafts"]:
+        if name not in study["models"]:
+            way_out = "give one of the study's models, or drop the entry"
+            raise one_of(f"model in {source}, speckv.drafts:", name, study["models"], way_out)
 
 
 def _check_adapters(study: Mapping[str, Any], root: Path, source: str) -> None:
@@ -661,7 +718,7 @@ def _check_adapters(study: Mapping[str, Any], root: Path, source: str) -> None:
         if name not in study["models"]:
             way_out = "give one of the study's models, or drop the entry"
             raise one_of(f"model in {source}, adapters:", name, study["models"], way_out)
-        if not (root / folder / CARD).is_file():
+        if not at(Path(folder) / CARD, root).is_file():
             raise UserError(
                 f"{source}, adapters.{name}: no {CARD} in {folder}; give a folder of trained modules, as lkv "
                 "train writes it, or drop the entry and they are trained"
@@ -773,13 +830,57 @@ def _check_benchmarks(study: Mapping[str, Any], root: Path, source: str) -> None
                 raise UserError(f"{source}, ruler.{key}: no such file: {file}; correct the path")
 
 
+def check_files(config: Mapping[str, Any], rules: Iterable[str], source: str = "config") -> None:
+    """Refuses what a key names and is not there, of the keys that jobs of these rules read."""
+    needed = set(rules)
+    for rule, place, path in _named_files(config):
+        if rule in needed and not (Path(path).exists() or glob(path)):
+            raise UserError(f"{source}, {place}: no such file or folder: {path}; correct the path")
+
+
+def _named_files(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(rule that reads it, config key, path) of the files and folders that a config names."""
+    ruler, longproc, mtbench = (config.get(name) or {} for name in ("ruler", "longproc", MTBENCH))
+    asked = {
+        ("data_ruler", "ruler.ready"): ruler.get("ready"),
+        ("data_given", "longbench.source"): (config.get("longbench") or {}).get("source"),
+        ("data_given", "longproc.data"): longproc.get("data"),
+        ("mtbench", "mtbench.questions"): mtbench.get("questions"),
+        ("mtbench", "mtbench.references"): mtbench.get("references"),
+        ("judge", "mtbench.judge.prompts"): (mtbench.get("judge") or {}).get("prompts"),
+    }
+    for name, arm in arms(config).items():
+        for item in arm["sources"] or []:
+            data = item["data"] if isinstance(item["data"], list) else [item["data"]]
+            for at, one in enumerate(data):
+                asked["data_train", f"sources of the arm {name}, {item['name']}, data[{at}]"] = one
+    for (rule, place), given in asked.items():
+        kind, _, rest = (given or "hub:").partition(":")
+        path = rest if kind in ("folder", "zip", "file") else given or ""
+        if kind != "hub":
+            yield rule, place, os.path.expanduser(path)
+
+
 def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The checked content of config/models/NAME.yaml."""
-    path = Path("config/models") / f"{name}.yaml"
-    if not (root / path).is_file():
-        known = sorted(spec.stem for spec in (root / path.parent).glob("*.yaml"))
-        raise one_of(f"model in {source}, models:", name, known, f"a new one is a file {path}")
-    return read_spec(root / path, str(path))
+    checked(f"{source}, models:", name, WORD, "letters, digits, '.', '_', '+', '-', no other at the front")
+    path = Path(SPEC.format(model=name))
+    if not (found := at(path, root)).is_file():
+        known = {spec.stem for base in (root, SHIPPED) for spec in (base / path.parent).glob("*.yaml")}
+        raise one_of(f"model in {source}, models:", name, sorted(known), f"a new one is a file {path}")
+    return read_spec(found, str(path))
+
+
+def spec_file(name: str) -> str:
+    """A model's file, of the working directory or as it ships."""
+    return str(at(SPEC.format(model=name)))
+
+
+def at(path: str | Path, root: Path = Path()) -> Path:
+    """Where a file lies that may ship with the project: under `root` (the working directory), or beside the
+    Snakefile."""
+    mine, shipped = root / path, SHIPPED / path
+    return shipped if shipped.exists() and not mine.exists() else mine
 
 
 def read_spec(path: Path, source: str = "") -> dict[str, Any]:
@@ -787,18 +888,11 @@ def read_spec(path: Path, source: str = "") -> dict[str, Any]:
     source = source or str(path)
     if not path.is_file():
         raise UserError(f"no such model spec: {path}; one is a file like config/models/NAME.yaml")
-    spec = check(_yaml(path, source), SCHEMAS / "model.schema.yaml", source)
+    spec = check(read_yaml(path, source), SCHEMAS / "model.schema.yaml", source)
     if spec["name"] != path.stem:
         allowed = f"allowed: {path.stem}"
         raise UserError(f"{source}, name: {spec['name']!r} differs from the file's name; {allowed}")
     return spec
-
-
-def _yaml(path: Path, source: str) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
@@ -807,16 +901,51 @@ def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
     filled = _with_defaults(value, schema)
     try:
         from jsonschema import Draft202012Validator
+        from jsonschema.validators import extend
     except ModuleNotFoundError:  # a machine that only runs verbs: the workflow's has checked the file
+        _check_texts(filled, source)
         return dict(filled)
     # In one place an unknown key comes before a missing one (the schemas' order): often it is that, misspelt.
     errors = sorted(
-        Draft202012Validator(schema).iter_errors(filled),
+        extend(Draft202012Validator, type_checker=_types(Draft202012Validator))(schema).iter_errors(filled),
         key=lambda error: [str(part) for part in error.absolute_path],
     )
     if errors:
         raise _explained(errors[0], source)
+    _check_texts(filled, source)
     return dict(filled)
+
+
+def _types(validator: Any) -> Any:
+    """JSON Schema's types, but 3.0 is no integer, and a number is finite and of no more than 18 digits."""
+    number = validator.TYPE_CHECKER.is_type
+
+    def integer(_: Any, value: Any) -> bool:
+        return isinstance(value, int) and number(value, "integer") and abs(value) < MOST
+
+    def finite(_: Any, value: Any) -> bool:
+        return number(value, "number") and -MOST < value < MOST
+
+    return validator.TYPE_CHECKER.redefine_many({"integer": integer, "number": finite})
+
+
+def _check_texts(value: Any, source: str, place: str = "") -> None:
+    """No text, nor any key, holds a line break, another control character, half a character or '<', or begins
+    as an option does: texts become words of command lines, and parts of pages."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_texts(str(key), source, place)
+            _check_texts(part, source, f"{place}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for at, part in enumerate(value):
+            _check_texts(part, source, f"{place}[{at}]")
+    elif isinstance(value, str) and (found := re.search(f"^-|{UNFIT}", value)):
+        where = f"{source}, {place}" if place else source
+        given, what = json.dumps(value), json.dumps(found[0])
+        if what == '"-"':
+            raise UserError(f"{where}: {given} would be read as an option; a path may begin with ./")
+        way_out = "leave it out" if what == '"<"' else "write it on one line"
+        raise UserError(f"{where}: {given} is not allowed, as it holds {what}; {way_out}")
 
 
 def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:

@@ -13,7 +13,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lkv.errors import one_of
+from lkv.errors import UserError, one_of
+from lkv.theory import Shape
 
 SPECIALS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
 CHAT = (
@@ -21,6 +22,22 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+
+LARGEST = 10**9  # numbers of a tiny model
+
+
+def check_shape(shape: Shape, most: float) -> None:
+    """Refuses sizes of which no model can be made, or one of more than `most` numbers."""
+    if shape.heads % shape.kv_heads:
+        raise UserError(f"{shape.heads} heads do not divide among {shape.kv_heads} KV heads; give a multiple")
+    if shape.head_dim % 2:
+        raise UserError(
+            f"a head_dim of {shape.head_dim} has no halves for RoPE to rotate; give an even number"
+        )
+    if shape.parameters > most:
+        raise UserError(
+            f"a model of these sizes has {shape.parameters:.3g} numbers, {most:.3g} fit; give smaller sizes"
+        )
 
 
 def tiny_model(
@@ -39,6 +56,10 @@ def tiny_model(
     """A random Llama or Qwen3 in float32; `sharpness` scales q and k, or attention were nearly uniform."""
     if family not in FAMILIES:
         raise one_of("model family", family, FAMILIES)
+    shape = Shape(
+        layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, family == "qwen3", family
+    )
+    check_shape(shape, LARGEST)
     config_class, model_class = FAMILIES[family]
     config = config_class(
         vocab_size=vocabulary,

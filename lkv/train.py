@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lkv import device as devices
+from lkv.checks import check_training
 from lkv.data.shards import Stored
 from lkv.engine import look
 from lkv.errors import UserError
@@ -129,11 +130,7 @@ def train(
     Prompts of a lkv.data.shards.Stored are read when they are needed, and never all in memory. The processes
     of a `group` share each step's prompts; the first writes.
     """
-    if len(prompts) - schedule.held_out < schedule.batch:
-        raise UserError(
-            f"{len(prompts)} prompts less {schedule.held_out} held out do not fill a batch of "
-            f"{schedule.batch}; give more samples or a smaller batch"
-        )
+    check_training(len(prompts), schedule.held_out, schedule.batch)
     group = group or Group()
     trained = len(prompts) - schedule.held_out
     kept_back = [arm.taught(prompt) for prompt in prompts[trained:]]

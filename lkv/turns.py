@@ -8,7 +8,6 @@ evicted to the budget again. What was dropped stays dropped, and only the new to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -113,9 +112,8 @@ def _cells(
     """(method, budget) → journal key, which changes with anything that may change the answers."""
     cells = {(FULL, 0): fingerprint(*facts, *ids, FULL)}
     for method in methods:
-        what = [method.name, method.version, method.identity, asdict(method.recipe)]
         for budget in budgets:
-            cells[method.name, budget] = fingerprint(*facts, *ids, *what, budget)
+            cells[method.name, budget] = fingerprint(*facts, *ids, method.made_of, budget)
     return cells
 
 

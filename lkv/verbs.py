@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import sys
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lkv.errors import UserError, one_of
+from lkv import terminal
+from lkv.checks import check_budgets, check_kernel, check_once, check_training
+from lkv.errors import UserError, one_of, plain
 from lkv.protocol import Protocol, protocol
-from lkv.registry import FULL, SELF
-from lkv.study import NOT_GIVEN, RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
+from lkv.registry import FULL, SELF, check_given
+from lkv.study import CARD, MODEL_CARD, NOT_GIVEN, RECIPE_CHOICES, RECIPE_KEYS, VERSIONS, read_spec
 
 if TYPE_CHECKING:
     from lkv.data.shards import Stored
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lkv.models import Loaded
 
 Arguments = argparse.Namespace
+WARMUP = 8  # steps of a training whose command line names none
 log = logging.getLogger("lkv")
 
 
@@ -150,25 +153,32 @@ def data_longproc(args: Arguments) -> None:
 
 def train(args: Arguments) -> None:
     """train the lookahead tokens and their LoRA"""
-    from lkv.data.frozen import sidecar
-    from lkv.data.shards import Stored
+    from lkv.data.frozen import facts_of
+    from lkv.data.shards import ANSWERED, Stored
     from lkv.device import describe
     from lkv.parallel import group
     from lkv.provenance import commit, package_versions
-    from lkv.records import read_json, require
     from lkv.train import Arm, Schedule, train
 
+    prompts = Stored(args.data, ANSWERED)
+    if not prompts:
+        raise UserError(f"{args.data} has no prompts; make them again with lkv data train")
+    made = facts_of(args.data, sources="objects", mixture="object", answers="object")
+    check_training(len(prompts), args.held_out, args.batch, args.steps, args.warmup_steps or 0)
+    warmup = WARMUP if args.warmup_steps is None else args.warmup_steps
     loaded = _load(args)
-    prompts, made = Stored(args.data), read_json(sidecar(args.data))
-    for prompt in prompts[:1]:
-        require(prompt, ("id", "kind", "length", "ids", "response"), args.data, "lkv data train")
-    schedule = Schedule(
-        args.steps, args.batch, args.learning_rate, args.warmup_steps, args.held_out, args.seed
+    if prompts.largest >= (known := loaded.model.config.get_text_config().vocab_size):
+        raise UserError(
+            f"{args.data} holds the token {prompts.largest}, the vocabulary of {loaded.name} has {known}; "
+            "give prompts that were made for this model"
+        )
+    schedule = Schedule(args.steps, args.batch, args.learning_rate, warmup, args.held_out, args.seed)
+    kinds = [str(source.get("name")) for source in made.get("sources", [])] or sorted(
+        made.get("mixture", "?")
     )
-    kinds = [source["name"] for source in made.get("sources", [])] or sorted(made.get("mixture", ["?"]))
     offline, answers = "offline " if made.get("mixture") else "", made.get("answers")
     own = "" if answers else "self-answered "
-    true = f"; {answers['given']} of all {len(prompts)} answers are given ones" if answers else ""
+    true = f"; {answers.get('given')} of all {len(prompts)} answers are given ones" if answers else ""
     cut = f"; answers cut to {args.response_tokens} tokens" if args.response_tokens else ""
     provenance = {
         "trained_on": f"{len(prompts) - args.held_out} {own}{offline}prompts ({', '.join(kinds)}) "
@@ -195,10 +205,11 @@ def evaluate(args: Arguments) -> None:
     """one task under all methods and budgets"""
     from lkv.evaluate import evaluate
 
+    _check(args)
+    records = _records(args.data)
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
     methods += [_of_arm(word, args, loaded) for word in args.arms]
-    records = _records(args.data)
     if args.samples:
         taken = records[: args.samples]
         records = [record | {"planned": min(record["planned"], args.samples)} for record in taken]
@@ -222,9 +233,11 @@ def inspect(args: Arguments) -> None:
     """recall of the oracle's choice by layer, and which tokens survive"""
     from lkv.inspection import inspect
 
+    _check(args)
+    records = _records(args.data)[: args.samples]
     loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
-    given = (_records(args.data)[: args.samples], methods, args.budgets, args.study, args.seed)
+    given = (records, methods, args.budgets, args.study, args.seed)
     inspect(loaded, *given, args.recall, args.kept)
     log.info("%d methods x %d budgets in %s and %s", len(methods), len(args.budgets), args.recall, args.kept)
 
@@ -234,6 +247,7 @@ def mtbench(args: Arguments) -> None:
     from lkv.bench.mtbench import load_questions
     from lkv.turns import answers
 
+    _check(args)
     questions = load_questions(args.questions, args.samples, args.references)
     loaded = _load(args)
     notice = answers(
@@ -268,7 +282,7 @@ def score(args: Arguments) -> None:
 
     beside = args.path / "scores.csv" if args.path.is_dir() else args.path.parent / "scores.csv"
     out = args.out or beside
-    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning)
+    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning, args.method)
     print(text, end="")
     for notice in notices:
         _notify(notice)
@@ -283,6 +297,11 @@ def latency(args: Arguments) -> None:
 
     if bool(args.model) == bool(args.shape):
         raise UserError("give either --model (real weights) or --shape (a model's YAML: random weights)")
+    if len(args.repeats) not in (1, len(args.lengths)):
+        raise UserError(
+            f"{len(args.repeats)} --repeats for {len(args.lengths)} --lengths; give one, or one a length"
+        )
+    _check(args)
     if args.shape:
         loaded, methods = _of_shape(args)
         vocabulary = loaded.model.config.vocab_size
@@ -292,10 +311,6 @@ def latency(args: Arguments) -> None:
         loaded = _load(args)
         methods = _methods(args, loaded)
         prompts = {length: filler(loaded.tokenizer, length) for length in args.lengths}
-    if len(args.repeats) not in (1, len(args.lengths)):
-        raise UserError(
-            f"{len(args.repeats)} --repeats for {len(args.lengths)} --lengths; give one, or one a length"
-        )
     each = args.repeats if len(args.repeats) > 1 else args.repeats * len(args.lengths)
     rows: list[dict[str, Any]] = []
     measured = latency(
@@ -349,10 +364,14 @@ def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
 
 def throughput(args: Arguments) -> None:
     """how many cells a second are evaluated, beside kvpress"""
+    from lkv.records import THROUGHPUT_COLUMNS, read_csv
     from lkv.throughput import ratio, throughput
 
-    loaded = _load(args)
+    _check(args)
+    if args.against:
+        read_csv(args.against, THROUGHPUT_COLUMNS)  # now, not after the runs
     tasks = [_records(path)[: args.samples] for path in args.data]
+    loaded = _load(args)
     methods = [method for method in _methods(args, loaded) if method is not None]
     rows = throughput(loaded, tasks, methods, args.budgets, args.out)
     for row in rows:
@@ -376,14 +395,23 @@ def ablation(args: Arguments) -> None:
     write_ablation(args.samples, args.out, args.arm, args.seed)
 
 
+# What is read of an adapter's card, and of which kind.
+CARD_KINDS = {
+    "base_model": "object", "arm": "name", "tokens": "some", "lora": "name", "loss": "name",
+    "parameters": "count", "steps": "count", "samples": "count", "held_out_kl_before": "number or null",
+    "held_out_kl_after": "number or null", "held_out_recall": "number or null", "trained_on": "text",
+}  # fmt: skip
+
+
 def arms(args: Arguments) -> None:
     """what each trained arm is and how well it predicts, from the adapters' cards"""
     from lkv.records import ARMS_COLUMNS, read_json, require, write_csv
 
     rows = []
     for path in args.cards:
-        card = require(read_json(path), ARMS_COLUMNS[1:], path, "lkv train")
-        rows.append(card | {"model": card["base_model"]["name"]})
+        card = require(read_json(path), CARD_KINDS, path, "lkv train")
+        base = require(card["base_model"], {"name": "name"}, f"{path}, base_model", "lkv train")
+        rows.append(card | {"model": base["name"]})
     write_csv(args.out, rows, ARMS_COLUMNS)
 
 
@@ -452,25 +480,37 @@ def generate(args: Arguments) -> None:
     from lkv.chat import chat_ids
     from lkv.generate import generate
 
+    args.methods, args.budgets = [args.method], [args.budget]
+    _check(args)
+    text = _text(args.prompt_file)
     loaded = _load(args)
-    ids = torch.tensor([chat_ids(loaded.tokenizer, _text(args.prompt_file))])
-    args.methods = [args.method]
+    _check_head(loaded, text, args.max_new_tokens)
+    ids = torch.tensor([chat_ids(loaded.tokenizer, text)])
     [method] = _methods(args, loaded)
     done = generate(loaded.model, ids, method, args.budget, args.max_new_tokens)
-    print(loaded.tokenizer.decode(done.tokens, skip_special_tokens=True))
-    print(
+    print(loaded.tokenizer.decode(done.tokens, skip_special_tokens=True), flush=True)
+    terminal.say(
         f"\n{args.method}: kept {done.kept:.0f} of {done.prompt_tokens} tokens a layer and KV head; "
         f"cache {done.cache_bytes / 2**20:.1f} MiB of {done.full_cache_bytes / 2**20:.1f} MiB; "
         f"TTFT {done.ttft_s:.3f} s; {done.tokens_per_s:.1f} tokens/s; "
-        f"{loaded.backend}, {loaded.dtype}, {loaded.model.device}",
-        file=sys.stderr,
+        f"{loaded.backend}, {loaded.dtype}, {loaded.model.device}"
     )
+
+
+def _check_head(loaded: Loaded, text: str, new: int) -> None:
+    """Refuses a text whose first part is too long already: a whole library would take gigabytes."""
+    from lkv.chat import token_ids
+    from lkv.responses import check_fits
+
+    head = text[: 32 * (loaded.context or len(text))]  # characters; few texts have so many a token
+    if len(head) < len(text):
+        check_fits(loaded, len(token_ids(loaded.tokenizer, [head])[0]), new)
 
 
 def _notify(notice: str) -> None:
     if notice:
-        log.warning(notice)
-        print(f"lkv: {notice}", file=sys.stderr)
+        log.warning(plain(notice))
+        terminal.say(f"lkv: {plain(notice)}")
 
 
 def plan(args: Arguments) -> None:
@@ -483,11 +523,22 @@ def plan(args: Arguments) -> None:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """A benchmark's frozen prompts."""
+    from lkv.bench import score
     from lkv.data.frozen import load
     from lkv.evaluate import RECORD
     from lkv.records import require
 
-    return [require(record, RECORD, path, "lkv data") for record in load(path)]
+    found = []
+    for number, record in enumerate(load(path), 1):
+        place = f"{path}, line {number}"
+        found.append(require(record, RECORD, place, "lkv data"))
+        try:
+            score(record, "")  # whether it can be scored is known before the model runs
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+    if not found:
+        raise UserError(f"{path} has no records; build it again with lkv data")
+    return found
 
 
 def _load(args: Arguments) -> Loaded:
@@ -520,10 +571,32 @@ def _methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
     ]
 
 
-def _of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
-    """The method of `arm=folder,key=value,…`: flags give what it leaves out; the first is `lookaheadkv`."""
-    from lkv.lookahead import LookaheadKV
+def _check(args: Arguments) -> None:
+    """What the words of a verb that compares methods say, before a model is loaded for it."""
+    for key in ("methods", "budgets", "lengths", "temperatures"):
+        check_once(getattr(args, key, []), f"--{key}")
+    check_budgets(args.budgets, args.methods, "--budget" if args.verb == "generate" else "--budgets")
+    check_kernel(args.kernel, "--kernel")
+    drawn = bool(getattr(args, "shape", None))  # random weights, and modules of the same kind
+    for name in args.methods:
+        check_given(name, drawn or args.adapter, args.draft)
+    drafts = "speckv" in args.methods and args.draft != SELF and not drawn
+    arms = [_arm(word, args)[:2] for word in getattr(args, "arms", [])]
+    check_once([name for name, _ in arms], "--arms")
+    folders = [args.adapter] if args.adapter and "lookaheadkv" in args.methods else []
+    for folder in [*folders, *(folder for _, folder in arms)]:
+        _check_folder(folder, CARD, "lkv train")
+    if drafts:
+        _check_folder(args.draft, MODEL_CARD, "lkv model")
 
+
+def _check_folder(folder: str | Path, card: str, maker: str) -> None:
+    if not Path(folder, card).is_file():
+        raise UserError(f"no such file: {Path(folder, card)}; give a folder made by {maker}")
+
+
+def _arm(word: str, args: Arguments) -> tuple[str, str, dict[str, Any]]:
+    """Name, folder and recipe of `arm=folder,key=value,…`: flags give what it leaves out."""
     name, _, rest = word.partition("=")
     folder, *settings = rest.split(",")
     given: dict[str, Any] = {key: vars(args)[key] for key in RECIPE_KEYS}
@@ -533,9 +606,18 @@ def _of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
             raise one_of(f"setting of the arm {name!r}:", key, given)
         if key in RECIPE_CHOICES and value not in RECIPE_CHOICES[key]:
             raise one_of(f"{key} of the arm {name!r}:", value, RECIPE_CHOICES[key])
-        if key not in RECIPE_CHOICES and not value.isdecimal():
-            raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number")
+        if key not in RECIPE_CHOICES and not re.fullmatch("[0-9]{1,4}", value):
+            raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number, 9999 at most")
         given[key] = value if key in RECIPE_CHOICES else int(value)
+    check_kernel(given["kernel"], f"the arm {name!r}")
+    return name, folder, given
+
+
+def _of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
+    """The method of an arm's word; the first arm is `lookaheadkv`."""
+    from lkv.lookahead import LookaheadKV
+
+    name, folder, given = _arm(word, args)
     adapter = LookaheadKV.from_pretrained(folder, loaded.model)
     recipe, beside = _recipe(given)
     return adapter.method(recipe, beside, "lookaheadkv" if word == args.arms[0] else f"lookaheadkv/{name}")
@@ -546,8 +628,6 @@ def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:
     from lkv.interface import PromptRows
     from lkv.lookahead import RECIPE
 
-    if given["kernel"] % 2 == 0:
-        raise UserError(f"a pooling kernel of {given['kernel']} has no middle; give an odd number")
     pool = None if given["pool"] == "none" else given["pool"]
     recipe = replace(RECIPE, group=given["group"], pool=pool, kernel=given["kernel"], order=given["order"])
     return recipe, PromptRows(given["beside"]) if given["beside"] else None
@@ -568,12 +648,11 @@ def _protocol(args: Arguments) -> Protocol:
 
 
 def _context(folder: Path) -> int | None:
-    """How many tokens a model takes, where its config says so."""
-    from transformers import AutoConfig
+    """How many tokens a model takes, where its card says so."""
+    from lkv.models import read_card
 
-    from lkv.rope import context
-
-    return context(AutoConfig.from_pretrained(folder, local_files_only=True))
+    most: int | None = read_card(folder).get("context")
+    return most
 
 
 def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:
@@ -593,9 +672,6 @@ def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0,
 
 
 def _text(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"no such prompt file: {path}; give a text file in UTF-8")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    from lkv.reading import read_text
+
+    return read_text(path, f"no such prompt file: {path}; give a text file in UTF-8")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):  # no GPU: Triton's interpreter runs the kernels
@@ -12,6 +14,7 @@ if not os.path.exists("/dev/nvidiactl"):  # no GPU: Triton's interpreter runs th
 
 import pytest
 import torch
+from bad_input import make_world, restore
 from transformers import PreTrainedModel
 
 from lkv.attention import SDPA
@@ -32,6 +35,30 @@ def observed(family: str, seed: int = 1) -> PreTrainedModel:
     made.requires_grad_(False)
     made.set_attn_implementation(SDPA)
     return made
+
+
+@pytest.fixture(scope="session")
+def good_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("good")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        make_world(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def copied(good_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("copy") / "here"
+    shutil.copytree(good_folder, root)
+    return root
+
+
+@pytest.fixture
+def here(good_folder: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the good folder, in which the test runs; what a test has changed is good again after it."""
+    monkeypatch.chdir(copied)
+    yield copied
+    restore(good_folder, copied)
 
 
 @pytest.fixture

@@ -17,9 +17,11 @@ from zoo import EVICTED, LEARNING
 
 from lkv import attention, registry
 from lkv.attention import FLASH, SDPA
+from lkv.decode import decode_all
 from lkv.generate import evicting, generate
 from lkv.lookahead import LookaheadKV
 from lkv.models import load, obtain
+from lkv.prefill import compact, prefill
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -146,3 +148,15 @@ def test_through_flash_attn_logits_are_sdpas(name: str, flash_attn: list[int]) -
     assert flash_attn
     assert flashed <= 1.2 * plain <= 0.1 * truth.norm()
     assert generate(model, ids, SNAPKV, BUDGET, NEW).kept == BUDGET
+
+
+def test_rows_are_announced_as_they_end_each_once_with_their_whole_answer() -> None:
+    model = on_gpu("Llama")
+    with attention.observable(model), torch.no_grad():
+        rows = [row for n in (60, 90, 120, 150) for row in compact(prefill(model, prompt(n))[0], None)]
+        alone = [decode_all(model, [row], 40, frozenset(), 1)[0] for row in rows]
+        stop = frozenset({alone[0][9], alone[1][20], alone[2][30]})
+        expected = [decode_all(model, [row], 40, stop, 1)[0] for row in rows]
+        told: list[tuple[int, list[int]]] = []
+        assert decode_all(model, rows, 40, stop, 3, lambda r, tokens: told.append((r, tokens))) == expected
+    assert sorted(told) == list(enumerate(expected))

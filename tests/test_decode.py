@@ -90,18 +90,18 @@ def test_batches_are_halved_until_they_fit_and_answers_keep_their_order(
 ) -> None:
     real, tried = decoding.decode, []
 
-    def scarce(model: Any, rows: Any, *more: Any) -> Any:
+    def scarce(model: Any, rows: Any, *more: Any, **named: Any) -> Any:
         tried.append(len(rows))
         if len(rows) > 2:
             raise torch.OutOfMemoryError
-        return real(model, rows, *more)
+        return real(model, rows, *more, **named)
 
     monkeypatch.setattr(decoding, "decode", scarce)
     mixed = [rows[i] for i in (3, 0, 5, 1, 4, 2)]
     assert decode_all(model, mixed, NEW, frozenset(), 6) == [alone[i] for i in (3, 0, 5, 1, 4, 2)]
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
 
-    def never(*_: Any) -> Any:
+    def never(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(decoding, "decode", never)

@@ -7,6 +7,7 @@ import io
 import json
 import string
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lkv import decode as decoding
 from lkv import evaluate as module
 from lkv.chat import chat_ids, record_parts
 from lkv.decode import decode
 from lkv.engine import observe
 from lkv.errors import UserError
 from lkv.evaluate import evaluate
-from lkv.interface import Method
-from lkv.journal import Journal
+from lkv.interface import Method, PromptRows, Ranking, Recipe
+from lkv.journal import HEAD, Journal
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, load, obtain
 from lkv.prefill import compact, extend, prefill
@@ -187,7 +189,7 @@ def by_cell(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], dict[str, 
 def groups(journal: Path) -> list[bytes]:
     """The journal's bytes, a group each."""
     found: list[bytes] = []
-    for line in journal.read_bytes().splitlines(keepends=True):
+    for line in journal.read_bytes().splitlines(keepends=True)[1:]:
         if json.loads(line)["group"][0] == 0:
             found.append(b"")
         found[-1] += line
@@ -283,6 +285,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     kill: str, finished: Path, run: Evaluate, decoded: list[int], tmp_path: Path
 ) -> None:
     first, second = groups(finished / "journal.jsonl")
+    first = HEAD + first
     left = {
         "between samples": first,
         "in a line": first + second[: len(second) // 2],
@@ -305,7 +308,7 @@ def test_what_a_kill_tore_is_said(
     journal.write_bytes((finished / "journal.jsonl").read_bytes()[:-1])
     cells = len(METHODS) * len(BUDGETS) + 1
     settings = (methods(adapters[0]), BUDGETS, "mine", 7, journal, out)
-    assert f"dropped {cells} torn" in evaluate(loaded, records, *settings)
+    assert f"lines {2 + cells}-{1 + 2 * cells} are torn" in evaluate(loaded, records, *settings)
     assert evaluate(loaded, records, *settings) == ""
 
 
@@ -554,3 +557,78 @@ def test_a_tasks_own_stop_text_ends_the_answer_but_not_before_its_first_token(
     assert answer(answer_prefix=prefix, stops=[text(free[0])]) == []
     spared = answer(answer_prefix=prefix, stops=[text(free[0])], min_new_tokens=1)
     assert spared[:1] not in ([], free[:1])
+
+
+def test_samples_are_written_as_they_end_so_that_a_late_kill_loses_few(
+    loaded: Loaded, records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight samples of nineteen cells; a kill after 93 % of the decode steps."""
+    eight = [records[i % 2] | {"sample": i, "planned": 8} for i in range(8)]
+    compared = [get(name) for name in ("snapkv", "streamingllm", "random")]
+    settings = (compared, [34, 36, 38, 40, 42, 44], "mine", 7)
+    steps, real = [0], decoding.Decoder._step
+
+    def counted(self: Any) -> None:
+        steps[0] += 1
+        if steps[0] == last:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(decoding.Decoder, "_step", counted)
+    last = -1
+    evaluate(loaded, eight, *settings, tmp_path / "whole", tmp_path / "whole.csv")
+    last, steps[0] = int(0.93 * steps[0]), 0
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(loaded, eight, *settings, tmp_path / "cut", tmp_path / "cut.csv")
+    assert len(Journal(tmp_path / "cut").cells) >= 6 * 19
+    last = -1
+    evaluate(loaded, eight, *settings, tmp_path / "cut", tmp_path / "cut.csv")
+    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def part_changes(value: Any) -> Iterator[Any]:
+    """Copies of a dataclass, each with another value in one field, those of its parts too."""
+    for field in fields(value):
+        now = getattr(value, field.name)
+        if is_dataclass(now) and not isinstance(now, type):
+            others: list[Any] = list(part_changes(now))
+        elif isinstance(now, tuple):
+            others = [(*now, PromptRows(5))]
+        elif isinstance(now, bool):
+            others = [not now]
+        elif isinstance(now, int):
+            others = [now + 1]
+        elif isinstance(now, str):
+            others = [f"{now}x"]
+        else:  # a function, or nothing
+            others = [by_cell if now is part_changes else part_changes]
+        for other in others:
+            yield replace(value, **{field.name: other})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Method("m", Recipe(), PromptRows(32), ahead=part_changes),
+        Method("m", Recipe(sinks=4), Ranking(part_changes)),
+        Method("m", Recipe(), part_changes, reads=(PromptRows(8),)),
+    ],
+    ids=["rows", "ranking", "function"],
+)
+def test_every_field_of_every_part_of_a_method_is_in_the_journals_key(
+    method: Method, records: list[dict[str, Any]]
+) -> None:
+    def key(made: Method) -> str:
+        [_, cell] = module._cells(records[0], [], [made], [64], []).values()
+        return cell
+
+    assert key(method) == key(replace(method))
+    changed = [key(other) for other in part_changes(method)]
+    assert len(changed) >= 15
+    assert len({key(method), *changed}) == 1 + len(changed)
+
+
+def test_a_bound_argument_of_a_method_is_in_the_journals_key(records: list[dict[str, Any]]) -> None:
+    laq, laqpp = get("laq"), get("laqpp")
+    alike = replace(laqpp, name="laq", recipe=laq.recipe, reads=laq.reads)
+    assert alike.made_of != laq.made_of  # its observers have another `beside`

@@ -37,7 +37,7 @@ def held(journal: Journal) -> list[dict[str, Any]]:
 
 
 def first_group(path: Path) -> bytes:
-    return b"".join(path.read_bytes().splitlines(keepends=True)[: len(FIRST)])
+    return b"".join(path.read_bytes().splitlines(keepends=True)[: 1 + len(FIRST)])
 
 
 def no_space(*_: Any) -> None:
@@ -55,6 +55,7 @@ def test_appended_cells_are_there_again_when_reopened(path: Path) -> None:
 def test_a_line_is_a_cell_and_can_be_read_by_any_json_reader(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
+    assert json.loads(lines.pop(0)) == {"format": "lkv-journal", "version": 2}
     assert [json.loads(line)["key"] for line in lines] == ["a/0", "a/1", "b/0", "b/1", "b/2"]
 
 
@@ -71,12 +72,12 @@ def test_wherever_a_kill_cuts_the_last_group_the_others_stay_and_the_file_is_men
         path.write_bytes(whole[:cut])
         journal = Journal(path)
         assert held(journal) == FIRST, cut
-        assert f"{path.name}: dropped" in journal.notice
+        assert "set aside in journal.jsonl.torn and computed anew" in journal.notice
         assert path.read_bytes() == first
         journal.append(SECOND)
         assert path.read_bytes() == whole
     assert Journal(path).notice == ""
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name("journal.jsonl.torn")]
 
 
 def test_a_cut_between_groups_loses_nothing_and_is_no_news(path: Path) -> None:
@@ -86,15 +87,20 @@ def test_a_cut_between_groups_loses_nothing_and_is_no_news(path: Path) -> None:
     assert journal.notice == ""
 
 
-def test_the_notice_counts_the_lines_that_go(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])  # the second group: two whole lines and a torn one
-    assert Journal(path).notice == f"{path.name}: dropped 3 torn line(s) of an interrupted run"
+def test_the_notice_names_the_lines_that_go_and_they_lie_beside(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])  # the second group: two whole lines and a torn one
+    assert Journal(path).notice == (
+        f"{path}: lines 4-6 are torn or damaged, set aside in journal.jsonl.torn and computed anew"
+    )
+    torn = path.with_name("journal.jsonl.torn").read_bytes()
+    assert torn == whole[len(first_group(path)) : -20] + b"\n"
 
 
 @pytest.mark.parametrize("lost", range(len(FIRST) + len(SECOND)))
 def test_a_group_that_lacks_any_line_is_not_used_at_all(path: Path, lost: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
-    del lines[lost]
+    del lines[1 + lost]
     path.write_bytes(b"".join(lines))
     assert held(Journal(path)) == (SECOND if lost < len(FIRST) else FIRST)
 
@@ -105,7 +111,7 @@ def test_groups_after_a_torn_line_are_still_used(path: Path, torn: bytes) -> Non
     path.write_bytes(first + torn + path.read_bytes()[len(first) :])
     journal = Journal(path)
     assert held(journal) == FIRST + SECOND
-    assert "dropped 1 torn line(s)" in journal.notice
+    assert "line 4 is torn or damaged" in journal.notice
     assert Journal(path).notice == ""
 
 
@@ -131,7 +137,7 @@ def test_a_write_that_stops_half_way_is_a_torn_group(path: Path) -> None:
     assert path.stat().st_size == size + 30
     again = Journal(path)
     assert held(again) == FIRST + SECOND
-    assert "dropped 1 torn line(s)" in again.notice
+    assert "line 7 is torn or damaged" in again.notice
 
 
 def test_a_mending_that_fails_leaves_the_journal_as_it_was(
@@ -142,4 +148,73 @@ def test_a_mending_that_fails_leaves_the_journal_as_it_was(
     with pytest.raises(OSError, match="No space left"):
         Journal(path)
     assert path.read_bytes() == torn
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name("journal.jsonl.torn")]
+
+
+def test_whichever_byte_is_flipped_no_cell_comes_back_changed(path: Path) -> None:
+    whole = path.read_bytes()
+    head = len(module.HEAD)
+    for place in range(len(whole)):
+        for bit in (0, 3, 6):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+            if place < head:
+                with pytest.raises(UserError, match="is not a journal of lkv"):
+                    Journal(path)
+                continue
+            journal = Journal(path)
+            assert held(journal) in ([], FIRST, SECOND), (place, bit)
+            assert "torn or damaged" in journal.notice
+    path.with_name("journal.jsonl.torn").unlink()
+
+
+FOREIGN = [
+    b"chapter 1\nyears of work\n",
+    b'{"id": 1}\n',
+    b"\xff\xfe\x00",
+    b"[1, 2]\n",
+    b'{"format": "other"}\n',
+    b"[" * 5000,
+]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "thesis.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"thesis\.txt is not a journal of lkv, and is left as it is"):
+        Journal(path)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a journal of lkv"):
+        Journal(tmp_path)
+
+
+@pytest.mark.parametrize("written", [b"", module.HEAD[:10], module.HEAD])
+def test_a_journal_whose_first_line_a_kill_cut_is_begun_again(tmp_path: Path, written: bytes) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(written)
+    Journal(path).append(FIRST)
+    assert held(Journal(path)) == FIRST
+    assert path.read_bytes().startswith(module.HEAD)
+
+
+def test_a_journal_of_the_earlier_form_is_set_aside_whole_and_counted(path: Path) -> None:
+    earlier = b"".join(json.dumps({**cell, "group": [0, 1]}).encode() + b"\n" for cell in FIRST)
+    path.write_bytes(earlier)
+    journal = Journal(path)
+    assert journal.cells == {}
+    assert (
+        journal.notice == "journal.jsonl has an earlier form: 2 answers are computed anew (journal.jsonl.old)"
+    )
+    assert path.with_name("journal.jsonl.old").read_bytes() == earlier
+    journal.append(SECOND)
+    assert held(Journal(path)) == SECOND
+
+
+def test_half_a_character_is_written_and_read_again(path: Path) -> None:
+    journal = Journal(path)
+    journal.append(cells := [{"key": "half", "prediction": "\ud800 and more"}])
+    assert held(Journal(path))[-1:] == cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from conftest import observed
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from lkv import probe
 from lkv.attention import SDPA
 from lkv.engine import look
 from lkv.errors import UserError
@@ -22,6 +25,7 @@ from lkv.prefill import prefill
 from lkv.share import FACTS, share
 from lkv.tiny import tiny_model
 
+ROOT = Path(__file__).parents[1]
 SCHEDULE = {"batch": 2, "learning_rate": 0.002, "warmup_steps": 1, "held_out": 3}
 
 
@@ -281,3 +285,96 @@ def test_importance_of_lookahead_rows_counts_their_own_keys_in_the_softmax(model
 def test_importance_stays_float32_in_half_precision():
     queries, keys = torch.randn(1, 4, 3, 8).bfloat16(), torch.randn(1, 2, 20, 8).bfloat16()
     assert reference(queries, keys, 0.3, 20).dtype == torch.float32
+
+
+# An adapter on its own model, as that may come back.
+
+
+class Stored8(nn.Linear):
+    """A linear whose weight is int8 with a scale a row, as quantising libraries store it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        whole = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = nn.Parameter(whole, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.weight * self.scale).T
+
+
+class Read8(Stored8):
+    """One that says what its weight is in floating point."""
+
+    def dequantize(self) -> torch.Tensor:
+        return self.weight * self.scale
+
+
+def quantised(model, kind):
+    for layer in model.base_model.layers:
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(layer.self_attn, name, kind(getattr(layer.self_attn, name)))
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 4, 60, 700])
+def test_an_adapter_fits_its_own_model_with_a_padded_vocabulary(rows, model):
+    adapter = trained_like(model)
+    size = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(size + rows, mean_resizing=False)
+    assert model.get_input_embeddings().weight.shape[0] == size + rows
+    adapter.check_fits(model)
+    adapter.check_fits(model.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", [Stored8, Read8])
+def test_an_adapter_fits_its_own_model_in_8_bit(kind, model):
+    adapter = trained_like(model)
+    adapter.check_fits(quantised(model, kind))
+    model.resize_token_embeddings(model.config.vocab_size + 4, mean_resizing=False)
+    adapter.check_fits(model)
+
+
+def test_an_adapter_made_for_a_quantised_model_fits_the_dense_one_and_says_what_it_could_not_read(model):
+    adapter = trained_like(quantised(copy.deepcopy(model), Stored8))
+    assert adapter.card["base_model"]["probe"][8:] == [None] * 24
+    adapter.check_fits(model)
+
+
+@pytest.mark.parametrize("change", ["seed", "embeddings", "keys", "padded", "quantised", "unread"])
+def test_truly_other_weights_stay_refused(change):
+    adapter, other = trained_like(observed("llama")), observed("llama", seed=2)
+    mine = observed("llama")
+    with torch.no_grad():
+        if change == "embeddings":
+            mine.get_input_embeddings().weight.copy_(other.get_input_embeddings().weight)
+        elif change == "keys":
+            for layer, theirs in zip(mine.base_model.layers, other.base_model.layers, strict=True):
+                layer.self_attn.k_proj.weight.copy_(theirs.self_attn.k_proj.weight)
+        else:
+            mine = other
+    if change == "padded":
+        mine.resize_token_embeddings(mine.config.vocab_size + 64, mean_resizing=False)
+    elif change in ("quantised", "unread"):
+        mine = quantised(mine, Read8 if change == "quantised" else Stored8)
+    with pytest.raises(UserError, match="other weights"):
+        adapter.check_fits(mine)
+
+
+def test_published_modules_fit_the_weights_whose_values_their_card_holds():
+    card = json.loads((ROOT / "adapters/smollm2-135m-instruct/lookahead.json").read_text(encoding="utf-8"))
+    values = card["base_model"]["probe"]
+    assert len(values) == 4 * probe.VALUES
+    table, key = nn.Embedding(4096, 576), nn.Linear(576, 192)
+    rows = 4000  # of a vocabulary that was padded to 4,096
+    with torch.no_grad():
+        flat = table.weight.flatten()
+        flat[torch.arange(8) * (rows * 576 // 8)] = torch.tensor(values[:8])
+    keys = []
+    for at in range(8, 32, 8):
+        key = copy.deepcopy(key)
+        with torch.no_grad():
+            key.weight.flatten()[torch.arange(8) * (576 * 192 // 8)] = torch.tensor(values[at : at + 8])
+        keys.append(key)
+    assert probe.same(values, table, keys)
+    assert not probe.same(values, table, keys[::-1])

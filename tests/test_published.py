@@ -347,3 +347,128 @@ def test_rows_twice_and_files_without_rows_are_refused(tmp_path) -> None:
         score_ruler(tmp_path / "broken.csv.gz")
     with pytest.raises(UserError, match="unknown cleaning 'none'; known: ruler, kvpress"):
         score_ruler(path, "none")
+
+
+# Rows without a question: kvpress's query-aware runs.
+
+
+def nameless(frame: pd.DataFrame) -> pd.DataFrame:
+    """As kvpress writes it where the question was moved into the context, which is not written."""
+    return frame.assign(question="")
+
+
+def test_query_aware_rows_that_coincide_are_counted_and_said(tmp_path) -> None:
+    answers = [["yes"], ["no"], ["yes"], ["Chief of Protocol"], ["yes"]]
+    predictions = ["Yes", "Yes", "Yes", "Chief of Protocol", "No"]
+    nameless(table(predictions, answers, "qa_2")).to_csv(tmp_path / "predictions.csv", index=False)
+    scored, notices = score_ruler(tmp_path)
+    assert scored == [{"task": "qa_2", "n": 5, "score": 60.0}]
+    assert notices[0] == "rows equal to an earlier one, counted as they hold no question: qa_2 1"
+
+
+@pytest.mark.parametrize("run", RULER[:2])
+def test_published_scores_do_not_change_where_the_questions_are_not_written(run: str, runs, tmp_path) -> None:
+    frame = pd.read_csv(runs[run] / "predictions.csv", keep_default_na=False, dtype=str)
+    nameless(frame).to_csv(tmp_path / "predictions.csv", index=False)
+    scored, notices = score_ruler(tmp_path)
+    assert scored == score_ruler(runs[run])[0]
+    assert len(notices) == 1 and "qa_2" in notices[0]
+
+
+@pytest.mark.parametrize("again", [5, 9, 20])
+def test_a_file_that_goes_on_with_its_own_beginning_is_refused_without_questions_too(
+    again: int, tmp_path
+) -> None:
+    frame = nameless(table([f"{i}" for i in range(20)], [[f"{i}"] for i in range(20)]))
+    path = tmp_path / "predictions.csv"
+    pd.concat([frame, frame[:again]]).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"line 22: from here on the rows are those from .*line 2 on; give"):
+        score_ruler(path)
+    pd.concat([frame, frame[:4]]).to_csv(path, index=False)
+    assert score_ruler(path)[0][0]["n"] == 24
+
+
+# Predictions of other harnesses, as their runners write them; the scores are computed by hand.
+
+
+def test_rulers_own_predictions_are_scored_with_its_own_cleaning(tmp_path) -> None:
+    """A folder of TASK.jsonl, long runs in parts; a control character is a newline there."""
+    lines = [
+        {
+            "index": 0,
+            "pred": " 17 and\x0042",
+            "input": "…",
+            "outputs": ["17", "42"],
+            "others": {},
+            "length": 9,
+        },
+        {"index": 1, "pred": "1\x007", "input": "…", "outputs": ["17", "42"], "others": {}, "length": 9},
+    ]
+    write(tmp_path / "niah_multivalue.jsonl", lines)
+    write(
+        tmp_path / "qa_1-0.jsonl", [{"index": 0, "pred": "in paris", "outputs": ["Paris", "city of Paris"]}]
+    )
+    write(tmp_path / "qa_1-1.jsonl", [{"index": 1, "pred": "", "output": "Rome"}])
+    (tmp_path / "summary.csv").touch()
+    scored, notices = score_ruler(tmp_path)
+    assert scored == [
+        {"task": "niah_multivalue", "n": 2, "score": 50.0},
+        {"task": "qa_1", "n": 2, "score": 50.0},
+    ]
+    assert notices[0] == "left out: summary.csv"
+    assert score_ruler(tmp_path, "kvpress")[0][0]["score"] == 75.0  # 1 and 7 glued together
+    write(tmp_path / "vt.jsonl", [lines[0], {**lines[1], "index": 0}])
+    with pytest.raises(UserError, match=r"vt\.jsonl, line 2: index 0 again, as in .*line 1; give each"):
+        score_ruler(tmp_path)
+    write(tmp_path / "vt.jsonl", [{"index": 0, "pred": "x", "outputs": "x"}])
+    with pytest.raises(UserError, match="line 1: outputs must be a list of texts and hold one"):
+        score_ruler(tmp_path)
+
+
+def factory(folder: Path, task: str, method: str, records: list[dict]) -> None:
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    write(folder / task / f"{method}.json", [{"prompt": "…", "input": "…", **record} for record in records])
+
+
+def test_kvcache_factorys_predictions_are_scored_by_method(tmp_path) -> None:
+    """results/MODEL_C/TASK/METHOD.json, one line a record; metrics.json beside it is its own eval.py's."""
+    one = prediction(0, context="…", dataset="qasper", language="en", _id="a")
+    factory(tmp_path, "qasper", "SnapKV", [one, {**one, "_id": "b", "pred": "a lake"}])
+    factory(tmp_path, "qasper", "PyramidKV", [one])
+    factory(
+        tmp_path, "trec", "SnapKV", [{**one, "all_classes": ["river 0", "lake"], "pred": "river 0\nQuestion"}]
+    )
+    (tmp_path / "qasper/metrics.json").write_text("{}", encoding="utf-8")
+    scored, notices = score_longbench(tmp_path, method="SnapKV")
+    assert scored == [{"task": "qasper", "n": 2, "score": 50.0}, {"task": "trec", "n": 1, "score": 100.0}]
+    assert notices[0].startswith("incomplete")
+    with pytest.raises(UserError, match="has predictions of PyramidKV, SnapKV; give one as --method"):
+        score_longbench(tmp_path)
+    with pytest.raises(UserError, match=r"'SnapVK' \(did you mean 'SnapKV'\?\); known: PyramidKV, SnapKV"):
+        score_longbench(tmp_path, method="SnapVK")
+
+
+def test_kvcache_factorys_ruler_is_scored_a_length_at_a_time(tmp_path) -> None:
+    records = [{"answers": ["7", "8"], "pred": "7", "length": 9, "input": f"{i}"} for i in range(2)]
+    factory(tmp_path / "4096", "vt", "H2O", records)
+    assert score_ruler(tmp_path / "4096")[0] == [{"task": "vt", "n": 2, "score": 50.0}]
+    with pytest.raises(UserError, match=r"holds several lengths; give one of them: .*4096"):
+        score_ruler(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"--method H2O: .* has no TASK/METHOD\.json; leave --method out"):
+        score_ruler(tmp_path / "none", method="H2O")
+
+
+def test_kvpresss_longbench_csv_is_scored_as_kvpress_does(tmp_path) -> None:
+    """Its scorer strips blanks before the first line of few-shot tasks, the official one newlines alone."""
+    rows = [
+        {"task": "trec", "predicted_answer": " \n City\nType:", "answers": ["City"]},
+        {"task": "qasper", "predicted_answer": "a river", "answers": ["The river", "a lake"]},
+    ]
+    frame = pd.DataFrame(rows).assign(all_classes="['City' 'Country']", length=9, question=["a", "b"])
+    frame["answers"] = [str(np.array(answers, dtype=object)) for answers in frame["answers"]]
+    frame.to_csv(tmp_path / "predictions.csv", index=False)
+    scores = {row["task"]: row["score"] for row in score_longbench(tmp_path)[0]}
+    assert scores == {"qasper": 100.0, "trec": 100.0}
+    official = {row["task"]: row["score"] for row in score_longbench(tmp_path, cleaning="ruler")[0]}
+    assert official == {"qasper": 100.0, "trec": 0.0}

@@ -461,6 +461,22 @@ def test_pareto_says_where_the_overhead_was_measured(study):
     assert {62.5, 37.5, 75.0} <= heights  # LookaheadKV, LAQ at 64, the full cache
 
 
+@pytest.mark.parametrize("results", ["study", "published"])
+def test_pareto_draws_points_at_the_measured_overhead_and_nowhere_else(results, study):
+    folder = study if results == "study" else ROOT / "results/smollm2-h100"
+    latency = pd.read_csv(folder / "latency.csv")
+    totals = latency[(latency["phase"] == "total") & (latency["method"] != "full")]
+    measured = totals.groupby("method")["overhead_pct"].agg(set)
+    points = 0
+    for axis in pareto(folder).axes:
+        for method, overheads in measured.items():
+            drawn = [line for line in axis.lines if line.get_color() == style(method).colour]
+            places = np.concatenate([np.atleast_1d(line.get_xdata()) for line in drawn] or [[]])
+            assert set(places) <= overheads
+            points += len(places)
+    assert points > 4
+
+
 @pytest.mark.parametrize(
     ("kind", "missing"), [("latency", "latency"), ("pareto", "latency"), ("training", "training")]
 )

@@ -704,6 +704,45 @@ def test_ready_made_sets_of_another_length_or_form_are_refused(tmp_path, tokeniz
         build_ready("vt", 4096, source, tokenizer, official)
 
 
+@pytest.mark.parametrize("layout", ["{length}/{task}.jsonl", "{length}/data/{task}/validation.jsonl"])
+@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"])
+def test_rulers_own_files_come_back_as_they_were_generated(
+    task: str, layout: str, tmp_path, tokenizer
+) -> None:
+    """Their text ends with the question and the answer's first words, which the generator knows apart."""
+    made = list(build(task, 1024, 2, 42, tokenizer))
+    own = [
+        {"index": i, "input": r["input"] + r["answer_prefix"], "outputs": r["outputs"], "length": 1000}
+        for i, r in enumerate(made)
+    ]
+    path = tmp_path / layout.format(length=1024, task=task)
+    path.parent.mkdir(parents=True)
+    for newer in (False, True):
+        lines = [
+            {**line, "input": r["input"], "answer_prefix": r["answer_prefix"]} if newer else line
+            for line, r in zip(own, made, strict=True)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        ready = build_ready(task, 1024, f"folder:{tmp_path}", tokenizer, PROTOCOLS["official"])
+        expected = [r | {"planned": 500, "haystack": f"ready:{tmp_path.name}"} for r in made]
+        assert list(ready) == expected
+
+
+def test_rulers_own_records_without_their_texts_are_named(tmp_path, tokenizer) -> None:
+    (tmp_path / "4096").mkdir()
+    for line, message in (
+        (
+            {"index": 0, "outputs": ["x"]},
+            "line 1: the record lacks input; wanted: index, input, outputs, length",
+        ),
+        ({"input": "x", "outputs": []}, "line 1: outputs must be a list of texts, none of them empty"),
+        ({"input": 7, "outputs": ["x"]}, "line 1: input must be a text, not empty"),
+    ):
+        (tmp_path / "4096/vt.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            list(build_ready("vt", 4096, f"folder:{tmp_path}", tokenizer, PROTOCOLS["official"]))
+
+
 # Frozen files.
 
 

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
+from lkv.bench import endpoint
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
 from lkv.journal import Journal
+from lkv.reading import filled
 from lkv.records import (
     JUDGEMENT_COLUMNS,
     SAMPLE_COLUMNS,
@@ -60,23 +63,55 @@ class Judge:
     retries: int = 5
     max_tokens: int = 2048
 
+    @property
+    def key(self) -> str:
+        return NO_KEY if self.key_variable == NO_KEY else os.environ.get(self.key_variable, "").strip()
+
+    @property
+    def place(self) -> str:
+        """The URL as it is shown: without secrets."""
+        return endpoint.shown(self.url)
+
+    def hide(self, text: str) -> str:
+        """What anybody says, without this judge's secrets; every text goes through it before it is kept."""
+        return endpoint.hide(text, "" if self.key_variable == NO_KEY else self.key, self.url)
+
+    def said(self, error: BaseException) -> str:
+        """An error in one line."""
+        return " ".join(self.hide(str(error)).split())[:200] or type(error).__name__
+
     def client(self) -> OpenAI:
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_url(self.url):
             raise UserError(
-                f"the judge's url is {self.url!r}; give the base URL of an OpenAI-compatible endpoint, "
+                f"the judge's url is {self.place!r}; give the base URL of an OpenAI-compatible endpoint, "
                 "for example http://localhost:8000/v1"
             )
-        key = NO_KEY if self.key_variable == NO_KEY else os.environ.get(self.key_variable, "").strip()
-        if not key:
+        if not self.key_variable.isidentifier():
+            raise UserError("the judge's key_variable is no name of an environment variable; give the name")
+        if not self.key:
             raise UserError(
                 f"the judge's key is not set; put it into the environment variable {self.key_variable}, or "
                 f"set the judge's key_variable to {NO_KEY} for an endpoint that asks for none"
             )
+        if not self.key.isascii():
+            raise UserError(f"the judge's key in {self.key_variable} has characters that no header takes")
         try:
-            from openai import OpenAI
+            return endpoint.client(self.url, self.key, self.timeout_s, self.retries)
         except ImportError:
             raise UserError("judging needs the openai client; install it: pip install openai") from None
-        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.retries)
+        except Exception as error:  # what the client's HTTP library says of a URL that is none
+            raise UserError(
+                f"the judge's url {self.place!r} is none ({self.said(error)}); correct it"
+            ) from None
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return False
+    return known and text.isprintable() and " " not in text
 
 
 def judge(
@@ -237,7 +272,7 @@ def _wordings(path: str | Path) -> dict[str, dict[str, str]]:
     found = {}
     for number, line in enumerate(read_jsonl(path), 1):
         maker = "FastChat (llm_judge/data/judge_prompts.jsonl)"
-        needed = ("name", "system_prompt", "prompt_template")
+        needed = {"name": "name", "system_prompt": "text", "prompt_template": "text"}
         prompt = require(line, needed, f"{path}, line {number}", maker)
         found[prompt["name"]] = prompt
     names = [base + turn for base in ("single-v1", "single-math-v1") for turn in ("", "-multi-turn")]
@@ -250,10 +285,8 @@ def _wordings(path: str | Path) -> dict[str, dict[str, str]]:
 
 
 def _filled(wording: Mapping[str, str], told: Mapping[str, str], name: str) -> Messages:
-    try:
-        text = wording["prompt_template"].format(**told)
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"the judge's prompt {name} cannot be filled ({error!r}); give FastChat's") from None
+    refused = f"the judge's prompt {name} cannot be filled ({{}}); give FastChat's"
+    text = filled(wording["prompt_template"], told, refused)
     return [{"role": "system", "content": wording["system_prompt"]}, {"role": "user", "content": text}]
 
 
@@ -272,23 +305,25 @@ def _ask(client: OpenAI, by: Judge, row: Row) -> Row:
             )
             reply = done.choices[0].message.content or ""
             if (found := rating(reply)) is not None:
-                return {"status": "ok", "rating": found, "reply": reply}
-        return {"status": "unparsed", "rating": None, "reply": reply}
+                return {"status": "ok", "rating": found, "reply": by.hide(reply)}
+        return {"status": "unparsed", "rating": None, "reply": by.hide(reply)}
     except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
         raise UserError(
-            f"the judge at {by.url} refuses {by.model!r} (HTTP {error.status_code}: {_line(error)}); check "
-            f"url, model and the key in {by.key_variable}"
+            f"the judge at {by.place} refuses {by.model!r} (HTTP {error.status_code}: {by.said(error)}); "
+            f"check url, model and the key in {by.key_variable}"
         ) from None
     except openai.APITimeoutError:
         return {"status": "failed", "rating": None, "error": f"no reply within {by.timeout_s:g} s"}
     except openai.APIConnectionError as error:
+        if isinstance(error.__cause__, endpoint.Unbounded):
+            return {"status": "failed", "rating": None, "error": str(error.__cause__)}
         raise UserError(
-            f"cannot reach the judge at {by.url} ({_line(error.__cause__ or error)}); start it or correct "
-            "the url, and run again: the answers are untouched, finished ratings are kept"
+            f"cannot reach the judge at {by.place} ({by.said(error.__cause__ or error)}); start it or "
+            "correct the url, and run again: the answers are untouched, finished ratings are kept"
         ) from None
     except openai.APIError as error:
-        return {"status": "failed", "rating": None, "error": _line(error)}
-    except (AttributeError, LookupError, TypeError, ValueError):
+        return {"status": "failed", "rating": None, "error": by.said(error)}
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return {"status": "failed", "rating": None, "error": "the reply is no chat completion"}
 
 
@@ -318,8 +353,8 @@ def _ask_all(
         if in_a_row == GIVE_UP:
             stopped.append(
                 UserError(
-                    f"the judge at {by.url} failed {GIVE_UP} times in a row (last: {found['error']}); see to "
-                    "it and run again: finished ratings are kept"
+                    f"the judge at {by.place} failed {GIVE_UP} times in a row (last: {found['error']}); see "
+                    "to it and run again: finished ratings are kept"
                 )
             )
     if stopped:
@@ -338,10 +373,6 @@ def _parallel(
             yield from (future.result() for future in done)
             if not stopped:
                 running |= {pool.submit(work, row) for row in islice(todo, len(done))}
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _notice(rows: Sequence[Row]) -> str:

@@ -7,7 +7,6 @@ that code nor HELMET's cuts a prompt here, and both use the chat template (HELME
 from __future__ import annotations
 
 import csv
-import json
 import re
 import string
 from collections.abc import Iterator, Mapping
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lkv.chat import chat_ids
-from lkv.errors import UserError, one_of
+from lkv.errors import UserError, one_of, unshown
+from lkv.reading import filled, parse, read_text, regular
 from lkv.records import fingerprint, require
+from lkv.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,8 +75,8 @@ def build(
     template = _template(folder / "prompts.yaml")
     items = _items(folder / f"{task}.json")[:samples]
     for item in items:
-        if not _page(folder, item).is_file():
-            raise UserError(f"{task} needs {_page(folder, item)}, which is not there; {COPY}, pages included")
+        page = _page(folder, item)
+        regular(page, f"{task} needs {page}, which is not there; {COPY}, pages included")
     _fill(template, {**dict.fromkeys(FIELDS, ""), "reference_output": ""}, "", folder)
     row = TASKS[task]
     tokens = min(row.tokens, max_new_tokens or row.tokens)
@@ -181,24 +180,24 @@ def _folder(source: Path, task: str) -> Path:
 
 def _page(folder: Path, item: Mapping[str, Any]) -> Path:
     """html_path is written from the repository's root in LongProc's first release, from `folder` later."""
+    if unshown(item["html_path"]):
+        raise UserError(f"html_path {item['html_path']!r} in {folder} is no path; {COPY}")
     parts = Path(item["html_path"]).parts
-    return folder.joinpath(*parts[parts.index(FOLDER) + 1 if FOLDER in parts else 0 :])
+    page = folder.joinpath(*parts[parts.index(FOLDER) + 1 if FOLDER in parts else 0 :])
+    if not page.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"html_path {item['html_path']!r} leads out of {folder}; {COPY}")
+    return page
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"no such file: {path}; {COPY}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}); copy it again from princeton-pli/LongProc") from None
+    return read_text(path, f"no such file: {path}; {COPY}", "copy it again from princeton-pli/LongProc")
 
 
 def _template(path: Path) -> str:
     try:
-        prompts = yaml.safe_load(_read(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}); {COPY}") from None
+        prompts = parse_yaml(_read(path), str(path))
+    except UserError as error:
+        raise UserError(f"{error}; {COPY}") from None
     template = require(prompts, ["USER_PROMPT"], path, "LongProc")["USER_PROMPT"]
     if not isinstance(template, str) or template.count(PAGE) != 1:
         raise UserError(f"{path}: USER_PROMPT must be a text with {PAGE} in one place; {COPY}")
@@ -206,10 +205,7 @@ def _template(path: Path) -> str:
 
 
 def _items(path: Path) -> list[dict[str, Any]]:
-    try:
-        items = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); {COPY}") from None
+    items = parse(_read(path), f"{path} is not JSON ({{}}); {COPY}")
     if not isinstance(items, list) or not items:
         raise UserError(f"{path} is not a list of samples; {COPY}")
     known: set[str] = set()
@@ -228,10 +224,6 @@ def _items(path: Path) -> list[dict[str, Any]]:
 def _fill(template: str, item: Mapping[str, Any], page: str, folder: Path) -> tuple[str, int]:
     """(the prompt, the character at which the page ends: what follows is the question)."""
     fields = {**item, "reference_output": item.get("gt", "")}
-    try:
-        before, after = (part.format(**fields) for part in template.split(PAGE))
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{folder / 'prompts.yaml'}: USER_PROMPT cannot be filled ({error!r}); {COPY}"
-        ) from None
+    refused = f"{folder / 'prompts.yaml'}: USER_PROMPT cannot be filled ({{}}); {COPY}"
+    before, after = (filled(part, fields, refused) for part in template.split(PAGE))
     return before + page + after, len(before) + len(page)

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 QUESTIONS = 80  # in FastChat's file
 MAX_NEW_TOKENS = 1024  # FastChat's, per turn
 # What a line of the answers' file holds; `turns` are the answers' texts, the other pairs one a turn as well.
-ANSWER = (
-    "study", "model", "protocol", "method", "budget", "question_id", "category", "sample", "planned",
-    "questions", "reference", "turns", "kept_mean", "kept_bytes", "prompt_tokens", "new_tokens",
-)  # fmt: skip
+ANSWER = {
+    "study": "text", "model": "name", "protocol": "name", "method": "name", "budget": "count",
+    "question_id": "label", "category": "text", "sample": "count", "planned": "some",
+    "questions": "two texts", "reference": "texts", "turns": "two texts", "kept_mean": "two numbers",
+    "kept_bytes": "two numbers", "prompt_tokens": "two numbers", "new_tokens": "two numbers",
+}  # fmt: skip
 
 
 def load_questions(
@@ -43,7 +45,8 @@ def load_questions(
     found: dict[Any, dict[str, Any]] = {}
     for number, line in enumerate(read_jsonl(path), 1):
         where, maker = f"{path}, line {number}", "FastChat (llm_judge/data/mt_bench/question.jsonl)"
-        question = require(line, ("question_id", "category", "turns"), where, maker)
+        kinds = {"question_id": "label", "category": "text", "turns": "texts"}
+        question = require(line, kinds, where, maker)
         name = question["question_id"]
         reference = known.get(name, question.get("reference")) or []
         if name in found:
@@ -110,11 +113,17 @@ def _references(path: str | Path) -> dict[Any, list[str]]:
     found = {}
     for number, line in enumerate(read_jsonl(path), 1):
         where = f"{path}, line {number}"
-        answer = require(line, ("question_id", "choices"), where, "FastChat (reference_answer/gpt-4.jsonl)")
+        kinds = {"question_id": "label", "choices": "objects"}
+        answer = require(line, kinds, where, "FastChat (reference_answer/gpt-4.jsonl)")
         try:
-            found[answer["question_id"]] = answer["choices"][0]["turns"]
-        except (LookupError, TypeError):
-            raise UserError(f"{where}: no choices[0].turns; give a file of FastChat's answers") from None
+            turns = answer["choices"][0]["turns"]
+        except LookupError:
+            turns = None
+        if not _pair(turns):
+            raise UserError(f"{where}: choices[0].turns must be two texts; give a file of FastChat's answers")
+        found[answer["question_id"]] = turns
+    if not found:
+        raise UserError(f"{path} has no answers; give a file of FastChat's answers, or leave it out")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Scores of what others made: official LongBench predictions, and RULER predictions of kvpress."""
+"""Scores of what others made: LongBench and RULER predictions of the official code and of other harnesses."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from lkv.bench import longbench, ruler, ruler_csv
-from lkv.bench.longbench_metrics import CODE_VARIANTS, share
+from lkv.bench import longbench, predictions, ruler
+from lkv.bench.longbench_metrics import CODE_VARIANTS, FIRST_LINE, share
+from lkv.bench.predictions import Once, Prediction
 from lkv.errors import UserError, one_of
-from lkv.records import atomic_write, read_jsonl, require
+from lkv.records import atomic_write
 
 CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
-PREDICTION = ("pred", "answers", "all_classes")
-COLUMNS = ("task", "answer", "predicted_answer")
+KVPRESS, OFFICIAL = "kvpress", "ruler"  # ways to clean an answer
 
 # The four pairs of official LongBench records that agree in answers and length: first digits of a SHA-256.
 TWINS = {"7ebb71cf477f15ed", "7cd38d54c483f06b", "265e2e020fc5830b", "28e567a1cdd19c79"}
@@ -34,16 +34,17 @@ def score_published(
     path: str | Path,
     out: str | Path | None = None,
     code: str = "difflib",
-    cleaning: str = "kvpress",
+    cleaning: str | None = None,
+    method: str | None = None,
 ) -> tuple[str, list[str]]:
-    """(CSV text with `task,n,score`, notices) for `longbench`, a folder, or for `ruler`, a CSV.
+    """(CSV text with `task,n,score`, notices) for `longbench` or `ruler`: see lkv.bench.predictions.
 
     The text is written to `out` too, if given, but not when anything is wrong with the predictions.
     """
     if benchmark == "longbench":
-        scored, notices = score_longbench(path, code)
+        scored, notices = score_longbench(path, code, cleaning, method)
     elif benchmark == "ruler":
-        scored, notices = score_ruler(path, cleaning)
+        scored, notices = score_ruler(path, cleaning, method)
     else:
         raise one_of("benchmark", benchmark, ("longbench", "ruler"))
     text = "".join(["task,n,score\n", *(f"{row['task']},{row['n']},{row['score']:.2f}\n" for row in scored)])
@@ -53,104 +54,105 @@ def score_published(
     return text, notices
 
 
-def score_longbench(folder: str | Path, code: str = "difflib") -> tuple[list[Row], list[str]]:
-    """(rows in table order, notices) of a folder with TASK.jsonl files as LongBench's pred.py writes them.
+def score_longbench(
+    path: str | Path, code: str = "difflib", cleaning: str | None = None, method: str | None = None
+) -> tuple[list[Row], list[str]]:
+    """(rows in table order, notices). `code` is the variant of code_sim, `method` one of KVCache-Factory's.
 
-    `code` is the variant of code_sim. Chinese tasks, LongBench-E and whatever is no JSONL are left out.
+    Chinese tasks, LongBench-E and whatever is no JSONL are left out. Before the first line of few-shot tasks
+    kvpress strips all blanks, the official code newlines alone: `cleaning`, by default that of the harness.
     """
     if code not in CODE_VARIANTS:
         raise one_of("variant of code_sim", code, CODE_VARIANTS)
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give the folder that holds LongBench's TASK.jsonl files")
-    files, left_out = {}, []
-    for path in sorted(folder.iterdir()):
-        task = path.stem
-        if path.suffix != ".jsonl" or task.removesuffix("_e") != task or task in CHINESE:
-            left_out.append(path.name)
-        elif task in longbench.TASKS:
-            files[task] = path
-        else:
-            raise one_of("LongBench task", task, longbench.TASKS, f"rename {path} or move it away")
-    if not files:
-        raise UserError(f"{folder} has no file of a LongBench task, such as qasper.jsonl; correct the path")
-    scored = [_longbench_task(task, files[task], code) for task in longbench.TASKS if task in files]
-    planned = {task: row.samples for task, row in longbench.TASKS.items()}
-    return scored, [*([f"left out: {', '.join(left_out)}"] if left_out else []), *_gaps(scored, planned)]
+    _known(cleaning)
+    folder, shares, once = Path(path), dict[str, list[float]](), Once()
 
-
-def score_ruler(path: str | Path, cleaning: str = "kvpress") -> tuple[list[Row], list[str]]:
-    """(rows in table order, notices) of kvpress's predictions.csv, or the folder that holds it.
-
-    `cleaning` is what becomes of control characters: kvpress deletes them, RULER makes them newlines.
-    """
-    if cleaning not in ruler.CLEANINGS:
-        raise one_of("cleaning", cleaning, ruler.CLEANINGS)
-    path = Path(path)
-    path = path / "predictions.csv" if path.is_dir() else path
-    scores: dict[str, list[float]] = {}
-    seen: dict[bytes, str] = {}
-    for place, row in ruler_csv.rows(path, COLUMNS):
-        task, answers = row["task"], ruler_csv.references(row["answer"])
-        if task not in ruler.TASKS:
-            raise one_of(f"RULER task in {place}:", task, ruler.TASKS)
-        if not answers or not all(answers):
-            raise UserError(
-                f"{place}: answer must be a list of texts, none empty; found {row['answer'][:40]!r}"
-            )
-        _once(row, place, seen)
-        metric = ruler.TASKS[task].metric
-        scores.setdefault(task, []).append(
-            ruler.string_match(row["predicted_answer"], answers, metric, cleaning)
-        )
-    if not scores:
-        raise UserError(f"{path} has no predictions; give a predictions.csv as kvpress writes it")
-    scored = [_row(task, scores[task], 1) for task in ruler.TASKS if task in scores]
-    return scored, _gaps(scored, dict.fromkeys(ruler.TASKS, ruler.SAMPLES))
-
-
-def _longbench_task(task: str, path: Path, code: str) -> Row:
-    official = longbench.TASKS[task].samples
-    shares: list[float] = []
-    seen: dict[bytes, str] = {}
-    for number, record in enumerate(read_jsonl(path), 1):
-        place = f"{path}, line {number}"
-        require(record, PREDICTION, place, "LongBench's pred.py")
-        prediction, answers, classes = (record[name] for name in PREDICTION)
-        if not isinstance(prediction, str):
-            raise UserError(f"{place}: pred must be a text, found {type(prediction).__name__}")
-        if not _texts(answers) or not any(answer.strip() for answer in answers):
-            raise UserError(f"{place}: answers must be a list of texts and hold one that is not empty")
-        if classes is not None and not _texts(classes):
-            raise UserError(f"{place}: all_classes must be a list of texts or null")
-        if number > official:
-            raise UserError(
-                f"{path} has more than LongBench's {official} predictions of {task}; "
-                "a second run was appended to it, or it is LongBench-E: give one run of LongBench"
-            )
-        gold = json.dumps([answers, record.get("length")]).encode()
-        _once(record, place, seen, twice=hashlib.sha256(gold).hexdigest()[:16] in TWINS)
+    def add(of: Prediction, by: str) -> None:
+        _check_number(of, len(shares.get(of.task, [])) + 1)
+        text = of.text.lstrip() if by == KVPRESS and of.task in FIRST_LINE else of.text
+        gold = json.dumps([of.answers, of.record.get("length")]).encode()
+        once.note(of, twice=hashlib.sha256(gold).hexdigest()[:16] in TWINS)
         try:
-            shares.append(share(task, prediction, answers, classes or (), code))
+            shares.setdefault(of.task, []).append(share(of.task, text, of.answers, of.classes or (), code))
         except UserError as error:
-            raise UserError(f"{place}: {error}") from None
+            raise UserError(f"{of.place}: {error}") from None
+
+    left_out: list[str] = []
+    if csv := predictions.table(folder) if folder.suffix in (".csv", ".gz") or folder.is_dir() else None:
+        for of in predictions.rows(csv, "LongBench", longbench.TASKS, "answers"):
+            add(of, cleaning or KVPRESS)
+    else:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; give the folder that holds LongBench's TASK.jsonl files")
+        found = predictions.files(folder, "LongBench", longbench.TASKS, method, CHINESE)
+        left_out = found.left_out
+        for task, file in ((task, file) for task, listed in found.of_task.items() for file in listed):
+            for of in predictions.records(task, file, "answers", "LongBench's pred.py"):
+                if "all_classes" not in of.record:
+                    raise UserError(f"{of.place} lacks all_classes; give a file made by LongBench's pred.py")
+                add(of, cleaning or OFFICIAL)
+            if task not in shares:
+                raise UserError(f"{file} has no predictions; run the task again, or move the file away")
     if not shares:
-        raise UserError(f"{path} has no predictions; run the task again, or move the file away")
-    return _row(task, shares, 100)
+        raise UserError(f"{folder} has no file of a LongBench task, such as qasper.jsonl; correct the path")
+    scored = [_row(task, shares[task], 100) for task in longbench.TASKS if task in shares]
+    planned = {task: row.samples for task, row in longbench.TASKS.items()}
+    said = [f"left out: {', '.join(left_out)}"] if left_out else []
+    return scored, [*said, *once.notices(), *_gaps(scored, planned)]
 
 
-def _texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def score_ruler(
+    path: str | Path, cleaning: str | None = None, method: str | None = None
+) -> tuple[list[Row], list[str]]:
+    """(rows in table order, notices). `method` is one of KVCache-Factory's.
+
+    `cleaning` is what becomes of control characters: kvpress deletes them, RULER makes them newlines; by
+    default what the harness does whose predictions these are.
+    """
+    _known(cleaning)
+    path, scores, once = Path(path), dict[str, list[float]](), Once()
+
+    def add(of: Prediction, by: str) -> None:
+        once.note(of)
+        metric = ruler.TASKS[of.task].metric
+        scores.setdefault(of.task, []).append(ruler.string_match(of.text, of.answers, metric, by))
+
+    left_out: list[str] = []
+    if csv := predictions.table(path):
+        for of in predictions.rows(csv, "RULER", ruler.TASKS, "answer"):
+            add(of, cleaning or KVPRESS)
+    else:
+        lengths = sorted(item.name for item in path.iterdir() if item.name.isdecimal() and item.is_dir())
+        if lengths:
+            raise UserError(f"{path} holds several lengths; give one of them: {path / lengths[0]}")
+        found = predictions.files(path, "RULER", ruler.TASKS, method)
+        left_out = found.left_out
+        answers, maker = ("answers", "KVCache-Factory") if found.by_method else ("outputs", "RULER")
+        for task, file in ((task, file) for task, listed in found.of_task.items() for file in listed):
+            for of in predictions.records(task, file, answers, f"{maker}'s runner"):
+                add(of, cleaning or OFFICIAL)
+    if not scores:
+        raise UserError(
+            f"{path} has no predictions; give a predictions.csv as kvpress writes it, a folder with RULER's "
+            "TASK.jsonl, or one with KVCache-Factory's TASK/METHOD.json"
+        )
+    scored = [_row(task, scores[task], 1) for task in ruler.TASKS if task in scores]
+    said = [f"left out: {', '.join(left_out)}"] if left_out else []
+    return scored, [*said, *once.notices(), *_gaps(scored, dict.fromkeys(ruler.TASKS, ruler.SAMPLES))]
 
 
-def _once(record: Mapping[str, Any], place: str, seen: dict[bytes, str], twice: bool = False) -> None:
-    """Notes a record in `seen`; refuses one that stands there, but once where it may come twice."""
-    key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest()
-    if twice and key in seen:
-        key = b"twin" + key
-    if key in seen:
-        raise UserError(f"{place}: the same record as in {seen[key]}; give each prediction once")
-    seen[key] = place
+def _known(cleaning: str | None) -> None:
+    if cleaning is not None and cleaning not in ruler.CLEANINGS:
+        raise one_of("cleaning", cleaning, ruler.CLEANINGS)
+
+
+def _check_number(of: Prediction, number: int) -> None:
+    if number > (official := longbench.TASKS[of.task].samples):
+        file = of.place.rpartition(", line ")[0]
+        raise UserError(
+            f"{file} has more than LongBench's {official} predictions of {of.task}; "
+            "a second run was appended to it, or it is LongBench-E: give one run of LongBench"
+        )
 
 
 def _row(task: str, scores: list[float], scale: float) -> Row:

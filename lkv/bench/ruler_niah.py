@@ -33,7 +33,7 @@ def niah(needles: Needles, haystack: str, length: int, essays: tuple[str, str] |
     template, prefix = wording("niah"), wording("niah_prefix")
     kind = needles.value
     if needles.queries * needles.values == 1:
-        template, prefix = (_singular(text) for text in (template, prefix))
+        template, prefix = (singular(text) for text in (template, prefix))
         kind = kind.removesuffix("s")
     words = essays[1].split() if essays else []
 
@@ -75,7 +75,7 @@ def niah(needles: Needles, haystack: str, length: int, essays: tuple[str, str] |
     return Generator(make, least, length, essays[0] if essays else haystack)
 
 
-def _singular(text: str) -> str:
+def singular(text: str) -> str:
     return text.replace("Some", "A").replace("are all", "is").replace(" are", " is")
 
 

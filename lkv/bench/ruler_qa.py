@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from lkv.bench.ruler_common import Generator, Prompt, filled, wording
 from lkv.data import documents
 from lkv.errors import UserError
+from lkv.reading import parse, shown
 
 # Source, as the option is called: what its file has to be.
 LAYOUTS = {
@@ -66,8 +66,8 @@ def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[st
             f"set {source} to its path, or leave the task out"
         )
     content, name = documents.read_source(source, str(path))
+    data = parse(content, f"{path} is not a {LAYOUTS[source]} ({{}}); get it again")
     try:
-        data = json.loads(content.decode("utf-8"))
         questions, texts = _squad(data) if source == "squad" else _hotpotqa(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a {LAYOUTS[source]} ({type(error).__name__}: {error})") from None
@@ -76,14 +76,26 @@ def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[st
     return questions, texts, name
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{shown(value)} where a text should be")
+    return value
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{shown(values)} where a list of texts should be")
+    return [_text(value) for value in values]
+
+
 def _squad(data: dict[str, Any]) -> tuple[list[Question], list[str]]:
-    articles = [[part["context"] for part in article["paragraphs"]] for article in data["data"]]
+    articles = [[_text(part["context"]) for part in article["paragraphs"]] for article in data["data"]]
     texts = sorted({text for article in articles for text in article})
     at = {text: place for place, text in enumerate(texts)}
     questions = [
         Question(
-            item["question"],
-            [answer["text"] for answer in item["answers"]],
+            _text(item["question"]),
+            _texts([answer["text"] for answer in item["answers"]]),
             [at[part["context"]]],
             [at[text] for text in article if text != part["context"]],
         )
@@ -96,7 +108,10 @@ def _squad(data: dict[str, Any]) -> tuple[list[Question], list[str]]:
 
 
 def _hotpotqa(data: list[dict[str, Any]]) -> tuple[list[Question], list[str]]:
-    ten = [{title: f"{title}\n{''.join(sentences)}" for title, sentences in item["context"]} for item in data]
+    ten = [
+        {_text(title): f"{title}\n{''.join(_texts(sentences))}" for title, sentences in item["context"]}
+        for item in data
+    ]
     texts = sorted({text for paragraphs in ten for text in paragraphs.values()})
     at = {text: place for place, text in enumerate(texts)}
     questions = []
@@ -105,5 +120,7 @@ def _hotpotqa(data: list[dict[str, Any]]) -> tuple[list[Question], list[str]]:
         facts = {title for title, _ in item.get("supporting_facts", [])} or set(paragraphs)
         gold = [at[text] for title, text in paragraphs.items() if title in facts]
         own = [at[text] for title, text in paragraphs.items() if title not in facts]
-        questions.append(Question(item["question"], [item["answer"]], gold, own))
+        if not gold:
+            raise ValueError("a question without a paragraph that holds its answer")
+        questions.append(Question(_text(item["question"]), [_text(item["answer"])], gold, own))
     return questions, texts

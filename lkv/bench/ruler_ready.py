@@ -1,16 +1,25 @@
-"""RULER sets that others have made, in the form that kvpress uses (simonjegou/ruler on the hub)."""
+"""RULER sets that others have made: kvpress's (simonjegou/ruler on the hub), and RULER's own files.
+
+RULER's own (as KVCache-Factory bundles them) are JSONL of index, input, outputs and length, one file a task.
+There `input` is the whole text; where the question and the answer's first words begin is read from RULER's
+wordings, which end it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lkv.bench import ruler_csv, sources
 from lkv.bench.ruler import SAMPLES, TASKS, record, terms
-from lkv.bench.ruler_common import Prompt
+from lkv.bench.ruler_common import Prompt, wording
+from lkv.bench.ruler_niah import singular
 from lkv.errors import UserError, one_of
+from lkv.reading import expanded
 from lkv.records import fingerprint
 
 if TYPE_CHECKING:
@@ -20,7 +29,13 @@ if TYPE_CHECKING:
 
 COLUMNS = ("context", "question", "answer_prefix", "answer", "task", "max_new_tokens")
 SUFFIXES = (".jsonl", ".csv", ".csv.gz", ".parquet")
-FORMS = "folder:PATH with LENGTH.jsonl, .csv or .parquet, or hub:OWNER/NAME such as hub:simonjegou/ruler"
+PLAIN = ("index", "input", "outputs", "length")
+PLACES = ("{length}/{task}.jsonl", "{length}/data/{task}/validation.jsonl")  # KVCache-Factory's, RULER's own
+FORMS = (
+    "folder:PATH with LENGTH.jsonl, .csv or .parquet as kvpress has them or LENGTH/TASK.jsonl as RULER has "
+    "them, or hub:OWNER/NAME such as hub:simonjegou/ruler"
+)
+Rows: TypeAlias = "Iterator[tuple[str, Mapping[str, Any]]]"
 
 
 def build_ready(
@@ -41,19 +56,19 @@ def build_ready(
     planned = SAMPLES if samples is None else samples
     if planned < 1:
         raise UserError(f"RULER's samples is {samples}; it must be 1 or more")
-    name, rows = _open(source, length)
+    name, rows, read = _open(source, length, task)
 
     def records() -> Iterator[dict[str, Any]]:
         seen: dict[str, str] = {}
         for place, row in rows:
-            prompt, tokens = _checked(place, row)
-            if row["task"] != task:
+            prompt, tokens = read(place, row)
+            if row.get("task", task) != task:
                 continue
             key = fingerprint(prompt.input, prompt.outputs)
             if key in seen:
                 raise UserError(f"{place}: the same record as in {seen[key]}; keep one of them")
             sample, seen[key] = len(seen), place
-            tokens = min(protocol.ruler_tokens or tokens, max_new_tokens or tokens)
+            tokens = min(protocol.ruler_tokens or tokens or agreed.max_new_tokens, max_new_tokens or 1 << 30)
             own = replace(agreed, max_new_tokens=tokens)
             yield record(task, length, sample, planned, f"ready:{name}", own, prompt, tokenizer)
             if len(seen) == planned:
@@ -66,25 +81,31 @@ def build_ready(
     return records()
 
 
-def _open(source: str, length: int) -> tuple[str, Iterator[tuple[str, Mapping[str, Any]]]]:
-    """(the set's name, its rows with their places)."""
+def _open(
+    source: str, length: int, task: str
+) -> tuple[str, Rows, Callable[[str, Mapping[str, Any]], tuple[Prompt, int]]]:
+    """(the set's name, its rows with their places, what reads a row)."""
     kind, _, where = source.partition(":")
     if kind == "hub" and where:
-        return where, iter(sources.records(source, str(length)))
+        return where, iter(sources.records(source, str(length))), _checked
     if kind != "folder" or not where:
         raise UserError(f"unknown source of ready-made RULER {source!r}; allowed: {FORMS}")
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     paths = [path for suffix in SUFFIXES if (path := folder / f"{length}{suffix}").is_file()]
+    plain = [path for place in PLACES if (path := folder / place.format(length=length, task=task)).is_file()]
+    if len(plain) == 1 and not paths:
+        rows = sources.records(f"folder:{plain[0].parent}", plain[0].stem)
+        return folder.name, iter(rows), partial(_plain, task)
     if len(paths) != 1:
         held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         found = f"it holds {', '.join(held[:9])}" if held else "it is empty or no folder"
         raise UserError(f"{folder} needs one file with RULER at {length}; {found}; give {FORMS}")
     [path] = paths
     if path.suffix == ".jsonl":
-        return folder.name, iter(sources.records(source, str(length)))
+        return folder.name, iter(sources.records(source, str(length))), _checked
     if path.suffix == ".parquet":
-        return folder.name, _parquet(path)
-    return folder.name, ruler_csv.rows(path, COLUMNS)
+        return folder.name, _parquet(path), _checked
+    return folder.name, ruler_csv.rows(path, COLUMNS), _checked
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -119,6 +140,34 @@ def _checked(place: str, row: Mapping[str, Any]) -> tuple[Prompt, int]:
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a for a in answers):
         raise UserError(f"{place}: answer must be a list of texts, none of them empty")
     tokens = str(row["max_new_tokens"])
-    if not tokens.isdecimal() or not int(tokens):
-        raise UserError(f"{place}: max_new_tokens is {tokens}; it must be 1 or more")
+    if not re.fullmatch("0*[1-9][0-9]{0,6}", tokens):
+        raise UserError(f"{place}: max_new_tokens is {tokens[:40]}; it must be 1 or more, 9,999,999 at most")
     return Prompt(context + question, len(context), prefix, answers), int(tokens)
+
+
+def _plain(task: str, place: str, row: Mapping[str, Any]) -> tuple[Prompt, int]:
+    """The texts of one of RULER's own records, and 0: it names no tokens to generate."""
+    if missing := [name for name in PLAIN[1:3] if row.get(name) is None]:
+        raise UserError(f"{place}: the record lacks {', '.join(missing)}; wanted: {', '.join(PLAIN)}")
+    text, answers, prefix = row["input"], row["outputs"], row.get("answer_prefix")
+    if not isinstance(text, str) or not text or not isinstance(prefix, str | None):
+        raise UserError(f"{place}: input must be a text, not empty, and answer_prefix, if there, a text")
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a for a in answers):
+        raise UserError(f"{place}: outputs must be a list of texts, none of them empty")
+    if prefix is None:
+        text, prefix = _parted(text, task, "_prefix")
+    context, question = _parted(text, task, "")
+    return Prompt(text, len(context) if question else 0, prefix, answers), 0
+
+
+def _parted(text: str, task: str, of: str) -> tuple[str, str]:
+    """`text` up to RULER's question (`of` is "") or answer prefix ("_prefix"), and the rest: empty if it is
+    not found."""
+    worded = wording(task.partition("_")[0] + of)
+    after = worded if of else worded.partition("{context}")[2].lstrip("\n")
+    starts = [form.partition("{")[0] for form in (after, singular(after))]
+    found = max(text.rfind(start) for start in starts)
+    there = found > 0 and not (
+        of and "\n" in text[found:].strip()
+    )  # a prefix is what the last line ends with
+    return (text[:found], text[found:]) if there else (text, "")

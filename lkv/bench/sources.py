@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lkv import archives
 from lkv.errors import UserError
+from lkv.reading import expanded, regular
+from lkv.records import parse_line
 
 FORMS = "folder:PATH, zip:PATH, hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
 TIMEOUT = 4  # seconds that the hub has to answer; `datasets` itself retries for half a minute
@@ -26,19 +26,20 @@ def records(source: str, name: str) -> Placed:
     """
     kind, _, where = source.partition(":")
     if kind == "folder" and where:
-        return _folder(Path(where).expanduser(), name)
+        return _folder(expanded(where), name)
     if kind == "zip" and where:
-        return _zip(Path(where).expanduser(), name)
+        return _zip(expanded(where), name)
     if kind == "hub" and (found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\S+))?", where)):
         return _hub(found[1], found[2], name)
     raise UserError(f"unknown data source {source!r}; allowed: {FORMS}")
 
 
 def _folder(folder: Path, name: str) -> Placed:
-    path = folder / f"{name}.jsonl"
-    if not path.is_file():
-        missing = f"has no {path.name}" if folder.is_dir() else "is no folder"
-        raise UserError(f"{folder} {missing}; put the file there, or set another source: {FORMS}")
+    missing = f"has no {name}.jsonl" if folder.is_dir() else "is no folder"
+    path = regular(
+        folder / f"{name}.jsonl",
+        f"{folder} {missing}; put the file there, or set another source: {FORMS}",
+    )
 
     def lines() -> Placed:
         with path.open("rb") as stream:
@@ -48,24 +49,15 @@ def _folder(folder: Path, name: str) -> Placed:
 
 
 def _zip(path: Path, name: str) -> Placed:
-    if not path.is_file():
-        raise UserError(f"no such zip file: {path}; correct the path, or set another source: {FORMS}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [item for item in archive.namelist() if PurePosixPath(item).name == f"{name}.jsonl"]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is not a zip file ({error}); get it again") from None
+    regular(path, f"no such zip file: {path}; correct the path, or set another source: {FORMS}")
+    members = [item for item in archives.members(path) if PurePosixPath(item).name == f"{name}.jsonl"]
     if len(members) != 1:
         held = " and ".join(members) or f"no {name}.jsonl"
         raise UserError(f"{path} holds {held}; it must hold one {name}.jsonl, such as data/{name}.jsonl")
 
     def lines() -> Placed:
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(members[0]) as stream:
-                yield from _jsonl(stream, f"{path}, {members[0]}")
-        # RuntimeError: encrypted; NotImplementedError: packed in a way that Python cannot read.
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"{path}, {members[0]}: cannot be unpacked ({error}); get it again") from None
+        with archives.member(path, members[0]) as stream:
+            yield from _jsonl(stream, f"{path}, {members[0]}")
 
     return lines()
 
@@ -107,10 +99,4 @@ def _hub(repository: str, revision: str | None, name: str) -> Placed:
 def _jsonl(stream: Iterable[bytes], file: str) -> Placed:
     for number, line in enumerate(stream, 1):
         place = f"{file}, line {number}"
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not a JSON record in UTF-8 ({error})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
-        yield place, record
+        yield place, parse_line(line, place)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
+from lkv.markup import inert
 from lkv.records import (
     ABLATION_COLUMNS,
     ACCURACY_COLUMNS,
     LATENCY_COLUMNS,
     PAIRED_COLUMNS,
     read_csv,
-    read_json,
+    read_provenance,
 )
 from lkv.summarise import AVERAGE, BUILT_IN, REFERENCE
 
@@ -102,11 +104,11 @@ def read_evidence(results: Path, latency: Path | None = None, also: Sequence[Pat
             tables[name] = _joined(name, files)
     card = results / "provenance.json"
     return Evidence(
-        results.name,
+        inert(results.name),
         tables,
-        read_json(card) if card.is_file() else {},
-        (latency or results).name,
-        {folder.name: read_json(folder / "provenance.json") for folder in also},
+        inert(read_provenance(card)) if os.path.lexists(card) else {},
+        inert((latency or results).name),
+        inert({folder.name: read_provenance(folder / "provenance.json") for folder in also}),
     )
 
 
@@ -114,7 +116,7 @@ def _joined(name: str, files: Sequence[Path]) -> pd.DataFrame:
     """The rows of several studies' files as one table."""
     import pandas as pd
 
-    frames = {path: read_csv(path, TABLES[name]) for path in files}
+    frames = {path: _inert(read_csv(path, TABLES[name])) for path in files}
     for frame in frames.values():
         for column in {"protocol", "haystack", "arm", "implementation", "device"} & set(frame.columns):
             frame[column] = frame[column].fillna("").astype(str)
@@ -122,6 +124,11 @@ def _joined(name: str, files: Sequence[Path]) -> pd.DataFrame:
         return frames[files[0]]
     _once(frames)
     return pd.concat([frame for frame in frames.values() if len(frame)] or [frames[files[0]]])
+
+
+def _inert(frame: pd.DataFrame) -> pd.DataFrame:
+    texts = [name for name in frame.columns if frame[name].dtype.kind not in "ifb"]
+    return frame.assign(**{name: frame[name].map(inert) for name in texts})
 
 
 def _once(frames: Mapping[Path, pd.DataFrame]) -> None:

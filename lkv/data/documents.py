@@ -7,7 +7,6 @@ for training only. Texts depend on the Python version, and so does the split.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from lkv.errors import UserError, one_of
+from lkv.reading import parse, regular, text_of
 
 KINDS = ("topics", "code")
 
@@ -91,14 +91,14 @@ def haystack(source: str) -> tuple[str, str]:
     if source == "pydoc":
         return "pydoc", _prose()
     content, name = read_source("essays", source)
-    try:
-        text = content.decode("utf-8")
-        if unpinned(source).endswith(".json"):
-            text = json.loads(text)["text"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{source} is not an essays file ({error}); wanted: JSON {{"text": "..."}} or plain text in UTF-8'
-        ) from None
+    wanted = 'wanted: JSON {"text": "..."} or plain text in UTF-8'
+    refused = f"{source} is not an essays file"
+    text = text_of(content, f"{refused} ({{}}); {wanted}")
+    if unpinned(source).endswith(".json"):
+        found = parse(text, f"{refused} ({{}}); {wanted}")
+        if not isinstance(found, dict) or "text" not in found:
+            raise UserError(f"{refused} (it has no field 'text'); {wanted}")
+        text = found["text"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{source} holds no text; wanted: the essays as one string")
     return name, text
@@ -128,9 +128,7 @@ def unpinned(source: str) -> str:
 
 
 def _from_file(kind: str, path: Path) -> bytes:
-    if not path.is_file():
-        raise UserError(f"no such {kind} file: {path}; set {WAYS_OUT[kind]}")
-    return path.read_bytes()
+    return regular(path, f"no such {kind} file: {path}; set {WAYS_OUT[kind]}").read_bytes()
 
 
 def _from_hub(kind: str, place: str) -> bytes:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lkv.errors import UserError
-from lkv.records import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from lkv.reading import regular
+from lkv.records import read_json, read_jsonl, require, sha256_file, write_json, write_jsonl
 
 
 def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) -> int:
@@ -30,15 +31,19 @@ def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) ->
 
 def load(path: str | Path) -> Iterator[dict[str, Any]]:
     """Streams frozen records, after checking the file's SHA-256 against its sidecar."""
-    if not Path(path).is_file():
-        raise UserError(f"no such data file: {path}; run the step that writes it, or correct the path")
-    wanted, found = read_json(sidecar(path)).get("sha256"), sha256_file(path)
+    regular(path, f"no such data file: {path}; run the step that writes it, or correct the path")
+    wanted, found = facts_of(path)["sha256"], sha256_file(path)
     if wanted != found:
         raise UserError(
             f"{path} is damaged or was edited: its SHA-256 is {found}, {sidecar(path).name} says {wanted}; "
             "delete both and build the data again"
         )
     return read_jsonl(path)
+
+
+def facts_of(path: str | Path, **kinds: str) -> dict[str, Any]:
+    """What a sidecar says of its frozen file; `kinds` are those of facts that it may hold beside the hash."""
+    return require(read_json(sidecar(path)), {"sha256": "name"}, sidecar(path), "lkv data", kinds)
 
 
 def sidecar(path: str | Path) -> Path:

@@ -17,11 +17,11 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lkv.chat import Unrendered, chat_ids, conversation_text
-from lkv.data.frozen import freeze, sidecar
+from lkv.data.frozen import facts_of, freeze, sidecar
 from lkv.data.shards import Stored
 from lkv.data.tables import FORMS, File, Record, Records, locate
 from lkv.errors import UserError, one_of
-from lkv.records import fingerprint, read_json, sha256_file
+from lkv.records import fingerprint, require, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,15 +72,16 @@ class Source:
     def of(description: Mapping[str, Any]) -> Source:
         """From a config's entry, whose `data` is one address or a list of them; null is as good as absent."""
         description = {key: value for key, value in description.items() if value is not None}
-        known = Source.__dataclass_fields__
         for key in description:
-            if key not in known:
-                raise one_of("key of a training source", key, known)
+            if key not in SOURCE:
+                raise one_of("key of a training source", key, SOURCE)
         for key in ("name", "schema", "data", "count"):
             if key not in description:
                 raise UserError(f"the training source {dict(description)} has no {key!r}; add it")
         data = description["data"]
-        source = Source(**{**description, "data": (data,) if isinstance(data, str) else tuple(data)})
+        listed = {**description, "data": [data] if isinstance(data, str) else data}
+        require(listed, (), f"the training source {description['name']}", "hand", SOURCE)
+        source = Source(**{**listed, "data": tuple(listed["data"])})
         if source.schema not in SCHEMAS:
             raise one_of(f"schema of the training source {source.name}:", source.schema, SCHEMAS)
         if not source.data or source.count < 1 or source.shots < 0:
@@ -90,6 +91,12 @@ class Source:
             )
         return source
 
+
+# The keys of a training source, and of which kind they are.
+SOURCE = {
+    "name": "name", "schema": "name", "data": "texts", "count": "count", "split": "name", "shots": "count",
+    "licence": "text",
+}  # fmt: skip
 
 # How a prompt is drawn from a record: (tokenizer, records, index, shots, the record's own random numbers).
 Draw = Callable[["PreTrainedTokenizerBase", Records, int, int, Random], Drawn]
@@ -154,7 +161,7 @@ def frozen_mixture(
         "version": version,
     }
     try:
-        if sidecar(path).is_file() and read_json(sidecar(path)).get("settings") == settings:
+        if sidecar(path).is_file() and facts_of(path).get("settings") == settings:
             return Stored(path)
     except UserError as error:
         log.warning("%s; it is built again", error)
@@ -397,7 +404,7 @@ def arc(record: Record) -> Example:
 def hellaswag(record: Record) -> Example:
     """HellaSwag: ctx, endings, label (an ending's number as text; empty in the test split)."""
     endings, label = _texts(record, "endings"), str(record.get("label", ""))
-    if label and (not label.isdigit() or int(label) >= len(endings)):
+    if label and label not in map(str, range(len(endings))):
         raise Malformed(f"the field 'label' is {label!r}, no number of one of {len(endings)} endings")
     listed = "\n".join(f"({number}) {ending}" for number, ending in enumerate(endings))
     context = _field(record, "ctx", str).strip()

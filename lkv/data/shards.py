@@ -13,29 +13,41 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
-from lkv.data.frozen import freeze, load, sidecar
+from lkv.data.frozen import facts_of, freeze, load, sidecar
 from lkv.errors import UserError
-from lkv.records import read_json, require, sha256_file
+from lkv.records import parse_line, require, sha256_file
 
 log = logging.getLogger("lkv")
 
 Notify = Callable[[str], None]
 
 
+# What a prompt holds, and of which kind; then what one holds that can be trained on.
+PROMPT = {"id": "count", "kind": "name", "length": "some", "ids": "counts"}
+ANSWERED = PROMPT | {"response": "counts"}
+
+
 class Stored(Sequence[dict[str, Any]]):
     """A frozen file of prompts, checked once and then read from disk: `lengths` are their tokens, `answers`
-    those of their responses, 0 where there are none yet."""
+    those of their responses, 0 where there are none yet, `largest` is the largest token of all."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, holds: Mapping[str, str] = PROMPT) -> None:
         load(path)  # the check; its records are not read here
         self.path = Path(path)
-        self.sha256: str = read_json(sidecar(path))["sha256"]
+        self.sha256: str = facts_of(path)["sha256"]
         self.lengths, self.answers, self._starts = array("q"), array("q"), array("q", [0])
+        self.largest = 0
         with self.path.open("rb") as stream:
-            for line in stream:
-                record = require(json.loads(line), ("id", "length"), path, "lkv data train")
+            for number, line in enumerate(stream, 1):
+                place = f"{path}, line {number}"
+                record = require(parse_line(line, place), holds, place, "lkv data train")
+                if record["length"] != len(record["ids"]):
+                    found = f"{len(record['ids'])} ids, its length is {record['length']}"
+                    raise UserError(f"{place} has {found}; make the prompts again with lkv data train")
+                response = record.get("response", ())
+                self.largest = max(self.largest, *record["ids"], *response)
                 self.lengths.append(record["length"])
-                self.answers.append(len(record.get("response", ())))
+                self.answers.append(len(response))
                 self._starts.append(self._starts[-1] + len(line))
 
     def __len__(self) -> int:
@@ -64,9 +76,9 @@ def finished(path: Path, run: Mapping[str, Any], notify: Notify = log.warning) -
     if not sidecar(path).is_file():
         return False
     try:
-        facts = require(read_json(sidecar(path)), ("sha256", "run"), sidecar(path), "lkv data train")
-        made = dict(facts["run"])
-    except (UserError, TypeError, ValueError):
+        facts = facts_of(path, run="object")
+        made = facts["run"]
+    except (UserError, LookupError):
         notify(f"{sidecar(path)} is damaged; its answers are generated again")
         return False
     if made != run:

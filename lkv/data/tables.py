@@ -5,6 +5,7 @@ Memory holds where each record lies, never the records: a file may be larger tha
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lkv.errors import UserError, one_of
+from lkv.reading import expanded
+from lkv.records import parse_line
 
 log = logging.getLogger("lkv")
 
@@ -80,6 +83,7 @@ class Json:
     def __init__(self, file: File) -> None:
         self._file = file
         with file.path.open("rb") as stream:
+            stream.seek(_mark(file.path))
             head = (byte for byte in iter(lambda: stream.read(1), b"") if not byte.isspace())
             self._listed = next(head, b"") == b"["
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
@@ -102,6 +106,12 @@ class Json:
         return f"{self._file.name}, {record}line {self._lines[index]}"
 
 
+def _mark(path: Path) -> int:
+    """Bytes of the byte order mark that some Windows tools write before the text: 3, or 0."""
+    with path.open("rb") as stream:
+        return 3 if stream.read(3) == codecs.BOM_UTF8 else 0
+
+
 def _lines(file: File) -> Iterator[tuple[int, int, int]]:
     """(first byte, byte behind, line number) of each line that is not blank."""
     end = 0
@@ -109,11 +119,7 @@ def _lines(file: File) -> Iterator[tuple[int, int, int]]:
         for number, line in enumerate(stream, 1):
             start, end = end, end + len(line)
             if not line.isspace():
-                place = f"{file.name}, line {number}"
-                try:
-                    _is_record(json.loads(line.decode("utf-8")), place)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{place}: not a JSON record in UTF-8 ({error})") from None
+                parse_line(line, f"{file.name}, line {number}", halves=True)  # whoever reads it skips them
                 yield start, end, number
 
 
@@ -121,8 +127,9 @@ def _elements(file: File) -> Iterator[tuple[int, int, int]]:
     """(first byte, byte behind, line number) of each element of a JSON list, which is read in pieces."""
     scan = json.JSONDecoder().raw_decode
     text, at = "", 0  # Latin-1, so that a character is a byte; JSON's own signs are the same in UTF-8
-    base, line, number = 0, 1, 0
+    base, line, number = _mark(file.path), 1, 0
     with file.path.open("rb") as stream:
+        stream.seek(base)
 
         def more() -> bool:
             nonlocal text
@@ -168,8 +175,10 @@ def _elements(file: File) -> Iterator[tuple[int, int, int]]:
                     cut = error.pos > len(text) - 16 or error.msg.startswith("Unterminated string")
                     if not cut or not more():
                         raise malformed(error.msg) from None
-                except (UnicodeDecodeError, RecursionError) as error:
-                    raise malformed(error) from None
+                except RecursionError:
+                    raise malformed("nested too deeply") from None
+                except ValueError as error:  # no UTF-8, or more digits than Python reads
+                    raise malformed(str(error).partition(";")[0]) from None
             _is_record(value, f"{file.name}, record {number}, line {line}")
             yield base + at, base + end, line
             go(end)
@@ -220,8 +229,8 @@ def locate(address: str, split: str = "train") -> list[File]:
     """The files that an address (see FORMS) stands for; those of a hub data set are downloaded."""
     kind, _, where = address.partition(":")
     if kind == "file" and where:
-        paths = sorted(glob(str(Path(where).expanduser()))) if "*" in where else [where]
-        files = [File(Path(path).expanduser(), path) for path in paths]
+        paths = sorted(glob(str(expanded(where)))) if "*" in where else [where]
+        files = [File(expanded(path), path) for path in paths]
         if not files or not all(file.path.is_file() for file in files):
             raise UserError(f"no such file: {where}; correct the path")
         return files

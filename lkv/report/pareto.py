@@ -69,7 +69,7 @@ def pareto(results_dir: Path) -> Figure:
     left_out = [style(method).label for method in methods if method not in shown and method != "full"]
     caption = (
         f"Averages over tasks; bars: {100 * LEVEL:g} % bootstrap intervals. Markers grow with the budget C "
-        f"({listing(budgets)}), and stand side by side where the measured overhead is the same. {BUDGET}. "
+        f"({listing(budgets)}) and stand at the overhead that was measured. {BUDGET}. "
         f"{f'Not timed, so not shown: {listing(left_out)}. ' if left_out else ''}"
         f"Overhead: {', '.join(listing(timed[column]) for column in ('device', 'dtype', 'weights'))} weights."
     )
@@ -105,16 +105,11 @@ def _draw(axis: Axes, block: Block, points: Sequence[Point]) -> None:
     if wide:
         axis.set_xscale("symlog", linthresh=1)
     budgets = sorted({int(budget) for budget in block.average["budget"] if budget})
-    step = 0.016 * np.ptp(_along(axis, [0.0, *overheads]))
     for method in dict.fromkeys(point.method for point in points):
         own = [point for point in points if point.method == method]
-        at = _along(axis, [point.overhead for point in own])
-        if len(set(at)) < len(at):
-            at = at + step * (np.arange(len(at)) - (len(at) - 1) / 2)
-        x = axis.xaxis.get_transform().inverted().transform(at)
         look = line_look(method)
-        axis.plot(x, [point.score for point in own], **look | {"marker": ""})
-        for place, point in zip(x, own, strict=True):
+        axis.plot([p.overhead for p in own], [p.score for p in own], **look | {"marker": ""})
+        for point in sorted(own, key=lambda p: -p.budget):  # a small marker stays visible before a large one
             bars = [[point.score - point.low], [point.high - point.score]]
             size = _size(point.budget, budgets)
             settings = {
@@ -125,7 +120,9 @@ def _draw(axis: Axes, block: Block, points: Sequence[Point]) -> None:
                 "mec": "white",
                 "mew": 0.6,
             }
-            axis.errorbar([place], [point.score], bars, elinewidth=0.7, ecolor=look["color"], **settings)
+            axis.errorbar(
+                [point.overhead], [point.score], bars, elinewidth=0.7, ecolor=look["color"], **settings
+            )
     full = block.average.loc[block.average["method"] == "full", "mean"]
     if len(full):
         axis.axhline(full.iloc[0], **line_look("full") | {"marker": ""})
@@ -142,11 +139,6 @@ def _draw(axis: Axes, block: Block, points: Sequence[Point]) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.grid()
     axis.set_title(block.heading, loc="left", fontsize=8.5)
-
-
-def _along(axis: Axes, overheads: Sequence[float]) -> np.ndarray:
-    """Places on the axis' own scale."""
-    return np.asarray(axis.xaxis.get_transform().transform(np.asarray(overheads, float)))
 
 
 def _size(budget: int, budgets: Sequence[int]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
-from lkv.records import ABLATION_COLUMNS, ACCURACY_COLUMNS, read_csv, read_json
+from lkv.records import ABLATION_COLUMNS, ACCURACY_COLUMNS, read_csv
+from lkv.records import read_provenance as provenance_of
 from lkv.report.style import benchmark_label, length_label, span
 from lkv.summarise import AVERAGE, BUILT_IN, belongs_to_its_task
 
@@ -128,4 +130,4 @@ def template(name: str, autoescape: bool = False, **filters: Callable[..., Any])
 def read_provenance(results_dir: str | Path) -> dict[str, Any]:
     """provenance.json, or nothing where the study has none (notes then say what is unknown)."""
     path = Path(results_dir) / "provenance.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return provenance_of(path) if os.path.lexists(path) else {}

@@ -6,11 +6,13 @@ Beside them .html, which has every task's cells too (lkv/report/page.py).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lkv.markup import latex_text, markdown_text, typst_string
 from lkv.records import PAIRED_COLUMNS, TABLE_COLUMNS, atomic_write, read_csv, write_csv
 from lkv.report.note import SHORT, TIED, note
 from lkv.report.page import to_html
@@ -19,13 +21,6 @@ from lkv.report.style import style
 from lkv.summarise import AVERAGE
 
 NONE = "–"
-TEX = {
-    "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{",
-    "}": "\\}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
-    ">": "\\textgreater{}", "|": "\\textbar{}", "[": "{[}", "]": "{]}", "–": "--", "—": "---",
-    "×": "\\(\\times\\)", "→": "\\(\\to\\)", "±": "\\(\\pm\\)", "≤": "\\(\\leq\\)", "≥": "\\(\\geq\\)",
-    TIED: "\\(^\\circ\\)", SHORT: "\\textdagger{}",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ def build_table(results_dir: str | Path, blocks: Sequence[Block]) -> Table:
 
 def _tied_recalls(path: Path) -> set[tuple[Any, ...]]:
     """Average cells whose recall_raw is not told from LookaheadKV's: the paired interval covers 0."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return set()
     paired = read_csv(path, PAIRED_COLUMNS)
     wanted = (paired["task"] == AVERAGE) & (paired["metric"] == "recall_raw")
@@ -187,21 +182,6 @@ def to_pdf(table: Table) -> bytes:
     return pdf
 
 
-def typst_string(text: str) -> str:
-    """A typst string literal: shown as it is, never read as markup."""
-    return '"' + " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, also inside a table cell."""
-    return "".join("\\" + char if char in "\\`*_{}[]<>|#~$&" else char for char in " ".join(text.split()))
-
-
-def latex_text(text: str) -> str:
-    """Text that LaTeX shows as it is; brackets are braced, since `\\\\[` would start an optional argument."""
-    return "".join(TEX.get(char, char) for char in " ".join(text.split()))
-
-
 def to_markdown(table: Table) -> str:
     def cell(cell: Cell) -> str:
         text = f"**{cell.text}**" if cell.best else cell.text
@@ -225,7 +205,7 @@ def to_markdown(table: Table) -> str:
         lines += [f"**{markdown_text(panel.title)}**", ""]
         lines += [line(["Method", *heads]), line([":--", *["--:"] * len(heads)])]
         lines += [*map(row, panel.bounds), *map(row, panel.evictors), ""]
-    lines += [f"**{lead}:** {markdown_text(text)}  " for lead, text in table.note]
+    lines += [f"**{markdown_text(lead)}:** {markdown_text(text)}  " for lead, text in table.note]
     return "\n".join(lines) + "\n"
 
 

@@ -25,9 +25,9 @@ rule data_train:
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv data train --model {params.model} --out {output.data} {params.options:q}"
-        " --seed {params.seed} {params.run}"
-        " --processes {resources.processes} --log {log}"
+        "python -m lkv data train --model {params.model:q} --out {output.data:q} {params.options:q}"
+        " --seed {params.seed:q} {params.run:q}"
+        " --processes {resources.processes:q} --log {log:q}"
 
 
 rule data_ruler:
@@ -51,8 +51,8 @@ rule data_ruler:
         protocol=study.protocol_flags(config),
         seed=config["seed"],
     shell:
-        "python -m lkv data ruler --model {params.model} --task {wildcards.task} --length {wildcards.length}"
-        " {params.options:q} {params.protocol} --seed {params.seed} --out {output.data} --log {log}"
+        "python -m lkv data ruler --model {params.model:q} --task {wildcards.task:q} --length {wildcards.length:q}"
+        " {params.options:q} {params.protocol:q} --seed {params.seed:q} --out {output.data:q} --log {log:q}"
 
 
 # {benchmark} is longbench or longproc: their records are given, not made, and have lengths of their own.
@@ -75,5 +75,5 @@ rule data_given:
         options=lambda wildcards: study.given_flags(config, wildcards.benchmark),
         protocol=study.protocol_flags(config),
     shell:
-        "python -m lkv data {wildcards.benchmark} --model {params.model} --task {wildcards.task}"
-        " {params.options:q} {params.protocol} --out {output.data} --log {log}"
+        "python -m lkv data {wildcards.benchmark:q} --model {params.model:q} --task {wildcards.task:q}"
+        " {params.options:q} {params.protocol:q} --out {output.data:q} --log {log:q}"

@@ -39,9 +39,9 @@ rule evaluate:
         run=study.flags(config, "device", "dtype", "jobs_per_gpu")
         + study.flags(config["protocol"], "temperatures"),
     shell:
-        "python -m lkv evaluate --model {params.model} --data {input.data} --methods {params.methods}"
-        " --budgets {params.budgets} {params.parts} --study {params.study} --seed {params.seed}"
-        " --journal {params.journal} --out {output.samples} {params.run} --log {log}"
+        "python -m lkv evaluate --model {params.model:q} --data {input.data:q} --methods {params.methods:q}"
+        " --budgets {params.budgets:q} {params.parts:q} --study {params.study:q} --seed {params.seed:q}"
+        " --journal {params.journal:q} --out {output.samples:q} {params.run:q} --log {log:q}"
 
 
 # LookaheadKV alone, in all its arms: trained otherwise, or with another recipe.
@@ -75,6 +75,6 @@ rule ablate:
         run=study.flags(config, "device", "dtype", "jobs_per_gpu")
         + study.flags(config["protocol"], "temperatures"),
     shell:
-        "python -m lkv evaluate --model {params.model} --data {input.data} --methods full"
-        " --arms {params.arms} {params.own} --study {params.study} --seed {params.seed}"
-        " --journal {params.journal} --out {output.samples} {params.run} --log {log}"
+        "python -m lkv evaluate --model {params.model:q} --data {input.data:q} --methods full"
+        " --arms {params.arms:q} {params.own:q} --study {params.study:q} --seed {params.seed:q}"
+        " --journal {params.journal:q} --out {output.samples:q} {params.run:q} --log {log:q}"

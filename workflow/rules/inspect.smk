@@ -34,9 +34,9 @@ rule inspect:
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv inspect --model {params.model} --data {input.data} --methods {params.methods}"
-        " {params.own} {params.parts} --study {params.study} --seed {params.seed}"
-        " --recall {output.recall} --kept {output.kept} {params.run} --log {log}"
+        "python -m lkv inspect --model {params.model:q} --data {input.data:q} --methods {params.methods:q}"
+        " {params.own:q} {params.parts:q} --study {params.study:q} --seed {params.seed:q}"
+        " --recall {output.recall:q} --kept {output.kept:q} {params.run:q} --log {log:q}"
 
 
 rule gather_recall:
@@ -49,7 +49,7 @@ rule gather_recall:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind recall --parts {input.parts} --out {output.csv} --log {log}"
+        "python -m lkv gather --kind recall --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 rule gather_kept:
@@ -62,4 +62,4 @@ rule gather_kept:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind kept --parts {input.parts} --out {output.csv} --log {log}"
+        "python -m lkv gather --kind kept --parts {input.parts:q} --out {output.csv:q} --log {log:q}"

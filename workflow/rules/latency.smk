@@ -26,5 +26,5 @@ rule latency:
         study=STUDY,
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv latency {params.options} --methods {params.methods}"
-        " {params.parts} --study {params.study} --out {output.csv} {params.run} --log {log}"
+        "python -m lkv latency {params.options:q} --methods {params.methods:q}"
+        " {params.parts:q} --study {params.study:q} --out {output.csv:q} {params.run:q} --log {log:q}"

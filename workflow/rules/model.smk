@@ -3,7 +3,7 @@
 
 rule model:
     input:
-        spec="config/models/{model}.yaml",
+        spec=lambda wildcards: study.spec_file(wildcards.model),
     output:
         card=PATHS.model,
     log:
@@ -14,4 +14,4 @@ rule model:
         version=study.VERSIONS["model"],
         folder=subpath(output.card, parent=True),
     shell:
-        "python -m lkv model --spec {input.spec} --out {params.folder} --log {log}"
+        "python -m lkv model --spec {input.spec:q} --out {params.folder:q} --log {log:q}"

@@ -30,9 +30,9 @@ rule mtbench:
         seed=config["seed"],
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv mtbench --model {params.model} {params.options:q} --methods {params.methods}"
-        " {params.parts} --study {params.study} --seed {params.seed} --journal {params.journal}"
-        " --out {output.answers} {params.run} --log {log}"
+        "python -m lkv mtbench --model {params.model:q} {params.options:q} --methods {params.methods:q}"
+        " {params.parts:q} --study {params.study:q} --seed {params.seed:q} --journal {params.journal:q}"
+        " --out {output.answers:q} {params.run:q} --log {log:q}"
 
 
 rule judge:
@@ -50,5 +50,5 @@ rule judge:
         judge=study.judge_flags(config),
         journal=PATHS.journal.format(model="{model}", task="judge", length=0),
     shell:
-        "python -m lkv judge --answers {input.answers} {params.judge:q} --journal {params.journal}"
-        " --judgements {output.judgements} --out {output.samples} --log {log}"
+        "python -m lkv judge --answers {input.answers:q} {params.judge:q} --journal {params.journal:q}"
+        " --judgements {output.judgements:q} --out {output.samples:q} --log {log:q}"

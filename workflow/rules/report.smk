@@ -28,7 +28,7 @@ rule table:
         results=subpath(input.provenance, parent=True),
         stem=subpath(output.pdf, strip_suffix=".pdf"),
     shell:
-        "python -m lkv table --results {params.results} --out {params.stem} --log {log}"
+        "python -m lkv table --results {params.results:q} --out {params.stem:q} --log {log:q}"
 
 
 rule plot:
@@ -46,7 +46,7 @@ rule plot:
         results=lambda wildcards, input: study.folders(input)[0],
         stem=subpath(output.pdf, strip_suffix=".pdf"),
     shell:
-        "python -m lkv plot {wildcards.kind} --results {params.results} --out {params.stem} --log {log}"
+        "python -m lkv plot {wildcards.kind:q} --results {params.results:q} --out {params.stem:q} --log {log:q}"
 
 
 use rule table as table_published with:
@@ -94,8 +94,8 @@ rule claims:
         latency=f"results/{study.LATENCY}",
         also=lambda wildcards: study.also_flags(wildcards.published, STUDY),
     shell:
-        "python -m lkv claims --results {params.results} --latency {params.latency} {params.also}"
-        " --out {output.md} --log {log}"
+        "python -m lkv claims --results {params.results:q} --latency {params.latency:q} {params.also:q}"
+        " --out {output.md:q} --log {log:q}"
 
 
 # All of it as one file. --report only reads what lies there, so it may run beside the call that holds the lock.
@@ -112,8 +112,9 @@ rule html:
         "../envs/lkv.yaml"
     params:
         config=lambda wildcards, input: ["--configfile", input.config],
+        snakefile=os.path.relpath(workflow.main_snakefile),
     shell:
-        "python -m snakemake --nolock {params.config} --report {output.html} -- {input.reports} > {log} 2>&1"
+        "python -m snakemake --snakefile {params.snakefile:q} --nolock {params.config:q} --report {output.html:q} -- {input.reports:q} > {log:q} 2>&1"
 
 
 use rule html as html_published with:
@@ -126,3 +127,4 @@ use rule html as html_published with:
         "logs/{published}/html.log",
     params:
         config=["--configfile", *workflow.configfiles, "--config", f"study={STUDY}"],
+        snakefile=os.path.relpath(workflow.main_snakefile),

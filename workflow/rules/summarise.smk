@@ -15,8 +15,8 @@ rule summarise:
         version=study.VERSIONS["summarise"],
         seed=config["seed"],
     shell:
-        "python -m lkv summarise --samples {input.samples} --out {output.accuracy} --paired {output.paired}"
-        " --seed {params.seed} --log {log}"
+        "python -m lkv summarise --samples {input.samples:q} --out {output.accuracy:q} --paired {output.paired:q}"
+        " --seed {params.seed:q} --log {log:q}"
 
 
 rule gather_training:
@@ -33,7 +33,7 @@ rule gather_training:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind training --parts {input.parts} --out {output.csv} --log {log}"
+        "python -m lkv gather --kind training --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 rule gather_arms:
@@ -48,7 +48,7 @@ rule gather_arms:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv arms --cards {input.parts} --out {output.csv} --log {log}"
+        "python -m lkv arms --cards {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 rule ablation:
@@ -65,8 +65,8 @@ rule ablation:
         seed=config["seed"],
         arm=study.reference_arm(config),
     shell:
-        "python -m lkv ablation --samples {input.samples} --arm {params.arm} --out {output.csv}"
-        " --seed {params.seed} --log {log}"
+        "python -m lkv ablation --samples {input.samples:q} --arm {params.arm:q} --out {output.csv:q}"
+        " --seed {params.seed:q} --log {log:q}"
 
 
 rule gather_latency:
@@ -79,7 +79,7 @@ rule gather_latency:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind latency --parts {input.parts} --out {output.csv} --log {log}"
+        "python -m lkv gather --kind latency --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 # The one rule without a verb: the config with defaults and --config values, as a file that --configfile takes.
@@ -91,9 +91,9 @@ rule study_config:
     conda:
         "../envs/lkv.yaml"
     params:
-        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        config=study.dump_yaml(dict(config)),
     shell:
-        "printf %s {params.config:q} > {output.config} 2> {log}"
+        "printf %s {params.config:q} > {output.config:q} 2> {log:q}"
 
 
 # After the evaluation (or the latency study that is alone), whose end it states. It looks at the device, so it takes its turn on it.
@@ -124,5 +124,5 @@ rule provenance:
         adapters=lambda wildcards, input: study.folders(input.adapters),
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv provenance --config {input.config} --models {params.models} --data {input.data}"
-        " --adapters {params.adapters} --out {output.json} {params.run} --log {log}"
+        "python -m lkv provenance --config {input.config:q} --models {params.models:q} --data {input.data:q}"
+        " --adapters {params.adapters:q} --out {output.json:q} {params.run:q} --log {log:q}"

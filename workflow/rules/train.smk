@@ -30,7 +30,7 @@ rule train:
         seed=lambda wildcards: study.train_seed(config, wildcards.arm),
         run=study.flags(config, "device", "dtype"),
     shell:
-        "python -m lkv train --model {params.model} --data {input.data} {params.recipe}"
-        " --seed {params.seed}"
-        " --out {params.folder} --csv {output.csv} {params.run}"
-        " --processes {resources.processes} --log {log}"
+        "python -m lkv train --model {params.model:q} --data {input.data:q} {params.recipe:q}"
+        " --seed {params.seed:q}"
+        " --out {params.folder:q} --csv {output.csv:q} {params.run:q}"
+        " --processes {resources.processes:q} --log {log:q}"
