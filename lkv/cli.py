@@ -19,7 +19,7 @@ from lkv import outputs, signals, terminal, verbs
 from lkv.errors import Lost, UserError, one_of, out_of_memory, plain, unshown
 from lkv.launch import LOST, launch, world
 from lkv.protocol import PROTOCOLS
-from lkv.reading import LARGEST, parse
+from lkv.reading import parse
 from lkv.registry import FULL, METHODS
 from lkv.study import PLOTS, RECIPE_CHOICES
 
@@ -55,7 +55,7 @@ def _few(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    return _whole(text, 0, LARGEST)
+    return _whole(text, 0, 2**32 - 1)  # as in a config
 
 
 def _number(text: str, most: float) -> float:

@@ -7,6 +7,10 @@ eviction between a prompt's prefill and its first new token.
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +23,7 @@ from transformers.cache_utils import Cache
 import lkv
 from lkv.attention import observable
 from lkv.cache import entries, full_layers, prompt_cache
-from lkv.engine import check_budgets
+from lkv.checks import check_budgets
 from lkv.errors import UserError, one_of
 from lkv.generate import evicting
 from lkv.interface import Method
@@ -27,11 +31,19 @@ from lkv.lookahead import LookaheadKV
 from lkv.models import load
 from lkv.plugin import register
 from lkv.pretrained import WHOLE, refuse_kernels, refuse_tensors
-from lkv.registry import FULL, METHODS, SELF, get
+from lkv.registry import FULL, METHODS, SELF, check_given, get
+from lkv.study import CARD, MODEL_CARD
+from lkv.support import require_evictable
 
 # What HFLM offers and eviction cannot honour: it needs the plain model, whole, on one device.
 OWN_LOADERS = ("peft", "delta", "autogptq", "gptqmodel", "subfolder")
 REFUSED = ("parallelize", "tp_plan", "peft", "mixed_precision_dtype")
+
+
+# What a wrong model, device, dtype or keyword of model_args ends in.
+UNLOADED = (
+    AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class LKV(HFLM):
@@ -48,8 +60,8 @@ class LKV(HFLM):
 
     def __init__(
         self,
-        pretrained: Any,
-        method: str,
+        pretrained: Any = None,
+        method: str = "",
         budget: int | None = None,
         adapter: str | None = None,
         draft: str | None = None,
@@ -61,24 +73,36 @@ class LKV(HFLM):
         self.kept: list[list[int]] = []
         if settings.pop("trust_remote_code", False):
             raise UserError("a model's own code is never run; leave trust_remote_code out of model_args")
-        if method == FULL:
+        if not pretrained:
+            raise UserError("no model is given; add pretrained=FOLDER to model_args")
+        if method != FULL:
+            self.budget = _checked(method, budget, adapter, draft, batch_size, settings)
+        self._load(pretrained, batch_size, settings)
+        if method != FULL:
+            require_evictable(self.model)
+            self.method = self._made(method, adapter, draft)
+
+    @classmethod
+    def create_from_arg_string(cls, *given: Any, **named: Any) -> LKV:
+        """What lm-eval calls with model_args: from here on a user's error ends its command in one line."""
+        _end_in_one_line()
+        made: LKV = super().create_from_arg_string(*given, **named)
+        return made
+
+    @classmethod
+    def create_from_arg_obj(cls, *given: Any, **named: Any) -> LKV:
+        _end_in_one_line()
+        made: LKV = super().create_from_arg_obj(*given, **named)
+        return made
+
+    def _load(self, pretrained: Any, batch_size: int | str, settings: dict[str, Any]) -> None:
+        """HFLM's own start; what model_args can be wrong about ends it in one line."""
+        try:
             super().__init__(pretrained, batch_size=batch_size, **settings)
-            return
-        if method not in METHODS:
-            raise one_of("method", method, [FULL, *METHODS])
-        if not isinstance(budget, int):
-            raise UserError(f"method={method} needs a budget, got {budget!r}; add budget=128 to model_args")
-        if str(batch_size) != "1":
-            raise UserError(
-                f"eviction takes one prompt at a time, got batch_size {batch_size}; give --batch_size 1"
-            )
-        refused = [name for name in REFUSED if settings.get(name)]
-        if refused:
-            raise UserError(f"eviction does not go with {', '.join(refused)}; leave it out of model_args")
-        self.budget = budget
-        super().__init__(pretrained, batch_size=batch_size, **settings)
-        self.method = self._made(method, adapter, draft)
-        check_budgets(self.method, [budget])
+        except UNLOADED as error:
+            why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            named = pretrained if isinstance(pretrained, str) else type(pretrained).__name__
+            raise UserError(f"lm-eval cannot load {named}: {why}; correct model_args") from error
 
     def _create_model(self, pretrained: str, *args: Any, **settings: Any) -> None:
         """HFLM's, from safetensors that hold every tensor. What it adds to or quantises itself, it checks."""
@@ -176,6 +200,47 @@ class LKV(HFLM):
                 "kept": [sum(layer) / len(layer) for layer in zip(*self.kept, strict=True)],
             }
         return info | {"lkv": ours}
+
+
+def _checked(
+    method: str,
+    budget: int | None,
+    adapter: str | None,
+    draft: str | None,
+    batch_size: int | str,
+    settings: dict[str, Any],
+) -> int:
+    """The budget, if model_args make sense for a method: known before the model is loaded."""
+    if method not in METHODS:
+        raise one_of("method", method, [FULL, *METHODS], "add method=NAME to model_args")
+    if not isinstance(budget, int) or isinstance(budget, bool):
+        raise UserError(f"method={method} needs a budget, got {budget!r}; add budget=128 to model_args")
+    check_budgets([budget], [method], "budget")
+    if str(batch_size) != "1":
+        raise UserError(
+            f"eviction takes one prompt at a time, got batch_size {batch_size}; give --batch_size 1"
+        )
+    if refused := [name for name in REFUSED if settings.get(name)]:
+        raise UserError(f"eviction does not go with {', '.join(refused)}; leave it out of model_args")
+    check_given(method, adapter, draft)
+    for folder, card in ((adapter, CARD), (None if draft == SELF else draft, MODEL_CARD)):
+        if folder is not None and not Path(str(folder), card).is_file():
+            raise UserError(f"no such file: {Path(str(folder), card)}; correct the folder in model_args")
+    return budget
+
+
+def _end_in_one_line() -> None:
+    if getattr(sys.excepthook, "func", None) is not _end:
+        sys.excepthook = partial(_end, sys.excepthook)
+
+
+def _end(previous: Callable[..., Any], kind: type, error: BaseException, trace: Any) -> None:
+    """sys.excepthook: a user's error that nobody caught is one line and exit code 2, as of `lkv`."""
+    if not issubclass(kind, UserError):
+        previous(kind, error, trace)
+        return
+    print(f"lkv: error: {error}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _stored(cache: Cache) -> list[int]:

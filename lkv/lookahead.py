@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lkv import kernels, probe
+from lkv import adapter_files, kernels, probe
+from lkv.adapter_files import ADAPTER, CARD, LEARNED, PEFT_PREFIX
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError
 from lkv.forward import LINEARS
 from lkv.interface import Method, PromptRows, Recipe, Tail
 from lkv.recognise import require_own_adapter
-from lkv.records import atomic_write, read_json, require, sha256_file, write_json
+from lkv.records import atomic_write, sha256_file, write_hashed_json
 
 if TYPE_CHECKING:
     from lkv.generate import Generation
@@ -38,8 +38,6 @@ TOKENS, RANK, ALPHA = 32, 8, 32
 LOOKING = LINEARS[:2]  # q and k: all that reaches the last layer's attention map
 ADAPTED = {"all": LINEARS, "qk": LOOKING, "none": ()}  # what carries LoRA; none: Judge Q's modules
 RECIPE = Recipe(pool="max", kernel=7, group="mean", order="group_pool")
-ADAPTER, LEARNED, CARD = "adapter_model.safetensors", "lookahead_tokens.safetensors", "lookahead.json"
-PEFT_PREFIX = "base_model.model."
 
 
 def adapted_linears(model: PreTrainedModel, lora: str = "all") -> dict[str, Any]:
@@ -205,7 +203,7 @@ class LookaheadKV(nn.Module):
             recipe or RECIPE,
             lambda prompt, budgets: [self.tail(prompt.ids.shape[0], beside)] * len(budgets),
             reads=() if beside is None else (beside,),
-            identity="".join(self.card.get("sha256", {}).values()) + ("" if beside is None else f"{beside}"),
+            identity="".join([*self.card.get("sha256", {}).values(), f" {self.alpha}/{self.rank} {beside}"]),
             ahead=lambda model, ids, settings: self.tail(ids.shape[0], beside),
         )
 
@@ -252,7 +250,7 @@ class LookaheadKV(nn.Module):
             with atomic_write(folder / "adapter_config.json") as stream:
                 json.dump(config, stream, indent=2, sort_keys=True, default=str)
         self.card = {
-            "format": 1,
+            "format": adapter_files.FORMAT,
             "base_model": base,
             "tokens": self.n,
             "rank": self.rank,
@@ -261,26 +259,16 @@ class LookaheadKV(nn.Module):
             **provenance,
             "sha256": {name: sha256_file(folder / name) for name in (ADAPTER, LEARNED)},
         }
-        write_json(folder / CARD, self.card)
+        write_hashed_json(folder / CARD, self.card)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, model: PreTrainedModel | None = None) -> LookaheadKV:
         """Reads an adapter folder and checks its hashes; with `model`, also that it was made for it."""
-        folder = Path(folder)
-        needed = ("sha256", "base_model", "rank", "alpha")
-        card = require(read_json(folder / CARD), needed, folder / CARD, "lkv train")
-        sums = require(card["sha256"], (ADAPTER, LEARNED), f"{folder / CARD}, sha256", "lkv train")
-        tensors = {name: _load_checked(folder / name, sums[name]) for name in (ADAPTER, LEARNED)}
-        pairs, tokens = tensors[ADAPTER], tensors[LEARNED]["tokens"]
-        paths = [
-            key.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight") for key in pairs if "lora_A" in key
-        ]
-        a = {path: pairs[f"{PEFT_PREFIX}{path}.lora_A.weight"] for path in paths}
-        b = {path: pairs[f"{PEFT_PREFIX}{path}.lora_B.weight"] for path in paths}
-        shapes = {path: (a[path].shape[1], b[path].shape[0]) for path in paths}
+        card, tokens, a, b = adapter_files.read(folder)
+        shapes = {path: (a[path].shape[1], b[path].shape[0]) for path in a}
         adapter = cls(shapes, tokens.shape[0], tokens.shape[1], card["rank"], card["alpha"])
         adapter.tokens.data.copy_(tokens)
-        for i, path in enumerate(paths):
+        for i, path in enumerate(a):
             adapter.lora_a[i].data.copy_(a[path])
             adapter.lora_b[i].data.copy_(b[path])
         adapter.card = card
@@ -343,18 +331,3 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     table = model.get_input_embeddings().weight
     assert isinstance(table, Tensor)
     return table.detach()
-
-
-def _load_checked(path: Path, expected: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"no such adapter file: {path}; copy the whole adapter folder, or train it again")
-    found = sha256_file(path)
-    if found != expected:
-        raise UserError(
-            f"{path} is damaged: its SHA-256 is {found[:16]}…, {CARD} says {expected[:16]}…; "
-            "restore the file or train the adapter again"
-        )
-    try:
-        return load(path.read_bytes())
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error}); train the adapter again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of
 from lkv.folders import FORMAT, replace, replaceable, seal
 from lkv.pretrained import check_template, loading, read_model, read_tokenizer
-from lkv.records import fingerprint, read_json, require, sha256_file, write_json
+from lkv.records import fingerprint, read_json, require, sha256_file, write_hashed_json
 from lkv.rope import context
 from lkv.support import require_evictable
 from lkv.theory import Shape
 from lkv.writing import temporary_folder
 
 CARD = "model.json"
+WEIGHTS = ".safetensors"
+READ = (WEIGHTS, ".json", ".jinja", ".model", ".txt", ".py", ".bin")  # of a folder, by transformers
 AGAIN = "make it again with lkv model"
 # What a spec says about a model's use, and what holds where it says nothing.
 SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
@@ -85,9 +88,7 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     """Loads models/NAME as `lkv model` wrote it. dtype auto: bfloat16 where the device computes in it."""
     folder = Path(folder)
     card = read_card(folder)
-    for file, expected in card.get("sha256", {}).items():
-        if not (folder / file).is_file() or sha256_file(folder / file) != expected:
-            raise UserError(f"{folder / file} is missing or damaged; make it again with lkv model")
+    check_files(folder, card)
     chosen = choose_dtype(dtype, device)
     with loading(str(folder), AGAIN):
         model = read_model(folder, str(folder), AGAIN, dtype=chosen, local_files_only=True)
@@ -99,10 +100,26 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     return Loaded(model, tokenizer, card["name"], card["fingerprint"], stop_ids(model, tokenizer))
 
 
+def check_files(folder: Path, card: Mapping[str, Any], weights: bool = True) -> None:
+    """Raises UserError unless the files of models/NAME are those that `lkv model` wrote: a changed config or
+    chat template would run under the fingerprint of another model."""
+    if card.get("format") != FORMAT:
+        raise UserError(f"{folder} was made by an earlier lkv, which kept no hash of every file; {AGAIN}")
+    known = card["sha256"]
+    read = {path.name for path in folder.iterdir() if path.suffix in READ} - {CARD}
+    for file in sorted({*known, *read}):
+        if file not in known:
+            raise UserError(f"{folder / file} was not written by lkv model; remove it, or {AGAIN}")
+        if not weights and file.endswith(WEIGHTS):
+            continue
+        if not (folder / file).is_file() or sha256_file(folder / file) != known[file]:
+            raise UserError(f"{folder / file} is missing, damaged or was edited; {AGAIN}")
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of models/NAME, from that folder alone."""
     folder = Path(folder)
-    read_card(folder)
+    check_files(folder, read_card(folder), weights=False)
     with loading(f"{folder}'s tokenizer", AGAIN):
         return read_tokenizer(folder, local_files_only=True)
 
@@ -242,10 +259,11 @@ def _save(
         tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(f"cannot write {folder}: {error}; free space") from None
-    weights = {p.name: sha256_file(p) for p in sorted(folder.glob("*.safetensors"))}
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    weights = {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
     config = read_json(folder / "config.json")
     config.pop("transformers_version", None)  # the same model under every version
-    write_json(
+    write_hashed_json(
         folder / CARD,
         {
             "format": FORMAT,
@@ -258,7 +276,7 @@ def _save(
             "full_layers": layer_counts(model)[1],  # the others have a sliding window and stay whole
             "context": context(model.config),
             **settings,
-            "sha256": weights,
+            "sha256": files,
         },
     )
     seal(folder)

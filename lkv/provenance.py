@@ -14,7 +14,7 @@ from typing import Any
 from lkv import device as devices
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.models import DTYPES, choose_dtype
-from lkv.records import read_json, sha256_file, write_json
+from lkv.records import read_json, require, sha256_file, write_json
 from lkv.strict_yaml import read_yaml
 from lkv.study import CARD, main_arm
 
@@ -39,7 +39,7 @@ def write_provenance(
     dtype_name: str = "auto",
 ) -> None:
     """Collects versions, hashes, device and training facts. `config` is the study's resolved YAML."""
-    study: dict[str, Any] = read_yaml(config)
+    study = require(read_yaml(config), (), config, "the workflow")
     device = devices.pick(device_name)
     dtype = choose_dtype(dtype_name, device)
     processor, driver = devices.describe(device)

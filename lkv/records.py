@@ -1,21 +1,23 @@
-"""Files: the CSV contracts, atomic writes, JSONL, hashes. No torch, no pandas at import."""
+"""Files: the columns of result CSVs, JSON and JSONL, hashes. No torch, no pandas at import."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lkv.csv_files import read_csv as read_csv
+from lkv.csv_files import stored as stored
+from lkv.csv_files import write_csv as write_csv
 from lkv.errors import UserError
-from lkv.names import cell_text, quoted_cell
 from lkv.reading import parse, regular
 from lkv.reading import require as require
 from lkv.writing import atomic_write as atomic_write
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 # Column order is part of the contract: results/README.md explains each column.
 SAMPLE_COLUMNS = (
@@ -74,46 +76,7 @@ PROVENANCE = dict.fromkeys(("device", "backend", "dtype", "commit"), "text or nu
 SECTIONS = ("train", "ablation")
 
 
-def write_csv(
-    path: str | Path, rows: Iterable[Mapping[str, Any]] | pd.DataFrame, columns: Iterable[str]
-) -> None:
-    """Long-format CSV: UTF-8, `.` decimal, one header, `columns` in order, no index, missing left empty."""
-    import pandas as pd
-
-    columns = list(columns)
-    frame = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=columns)
-    for name in columns:
-        if name.endswith("_bytes"):  # whole numbers to the last digit, empty where unknown
-            frame[name] = pd.to_numeric(frame[name]).round().astype("Int64")
-    frame = _texts(frame[columns], quoted_cell)
-    with atomic_write(path) as stream:
-        frame.to_csv(stream, columns=columns, index=False, float_format="%.6g", lineterminator="\n")
-
-
-def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Reads a result CSV, or its packed copy, and checks its header against the contract; text stays text."""
-    import pandas as pd
-
-    path = stored(path)
-    if not path.is_file():
-        raise UserError(f"no such results file: {path}; run the rule that writes it, or correct the path")
-    frame = pd.read_csv(path, keep_default_na=True)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
-    return _texts(frame[list(columns)], cell_text)
-
-
-def _texts(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
-    names = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
-    return frame.assign(**{name: frame[name].map(change, na_action="ignore") for name in names})
-
-
-def stored(path: str | Path) -> Path:
-    """A result file, or where it is not there the packed copy (.gz) that a published study holds of it."""
-    path = Path(path)
-    packed = path.with_name(f"{path.name}.gz")
-    return packed if packed.is_file() and not path.is_file() else path
+HASH = "lkv_hash"  # in JSON files that figures rest on: of all the rest
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -122,11 +85,26 @@ def write_json(path: str | Path, value: Any) -> None:
         stream.write("\n")
 
 
+def write_hashed_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """An object that carries its own hash, which `read_json` checks."""
+    plain = json.loads(json.dumps(value))  # as it will be read: tuples as lists, keys as text
+    write_json(path, {**plain, HASH: fingerprint(plain)})
+
+
 def read_json(path: str | Path) -> Any:
+    """The value of a JSON file; an object that carries a hash of itself is checked, and comes without it."""
     content = regular(path, f"no such file: {path}; run the step that writes it, or correct the path")
-    return parse(
+    value = parse(
         content.read_bytes(), f"{path} is not JSON ({{}}); delete it and run the step that writes it"
     )
+    if isinstance(value, dict) and HASH in value:
+        wanted = value.pop(HASH)
+        if fingerprint(value) != wanted:
+            raise UserError(
+                f"{path} is damaged or was edited: {HASH} is not that of its content; make it again, or "
+                f"delete the line with {HASH} to take it as it is"
+            )
+    return value
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:

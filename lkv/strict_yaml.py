@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lkv.errors import UserError
+from lkv.reading import regular, text_of
 
 NODES = 100_000  # of a document with its aliases expanded
 DEPTH = 50
@@ -55,12 +56,10 @@ def dump_yaml(value: Any) -> str:
 def read_yaml(path: Path, source: str = "") -> Any:
     """The content of a file; a UserError of one line that starts with `source` where it is not plain YAML."""
     source = source or str(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{source}: not UTF-8 ({error.reason} at byte {error.start}); save it in UTF-8"
-        ) from None
+    content = regular(path, f"{source}: no such file; correct the path").read_bytes()
+    text = text_of(content, f"{source}: not UTF-8 ({{}}); save it in UTF-8")
+    if half := re.search(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}", text):
+        raise UserError(f"{source}: half a character, {half[0]}; write the whole one")
     return parse_yaml(text, source)
 
 

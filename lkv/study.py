@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,8 +127,8 @@ RECIPE_CHOICES = {
 NOT_GIVEN = "the true answers are known of offline prompts alone, not of data sets"
 
 MOST = 10**18  # every number of a config is smaller
-# In texts: what no line shows, and '<', with which markup begins in report.html.
-UNFIT = "[<\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+# In texts: what no line shows, what begins markup in report.html, and Snakemake's wildcards.
+UNFIT = "[<{}\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 MTBENCH = "mtbench"  # evaluated by rules of its own: two turns, and a judge
 
@@ -895,9 +896,14 @@ def read_spec(path: Path, source: str = "") -> dict[str, Any]:
     return spec
 
 
+@cache
+def _schema(file: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
 def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
     """`value` with the schema's defaults, or a UserError: the first wrong key, its value, what is allowed."""
-    schema = yaml.safe_load(schema_file.read_text(encoding="utf-8"))
+    schema = _schema(schema_file)
     filled = _with_defaults(value, schema)
     try:
         from jsonschema import Draft202012Validator
@@ -930,8 +936,9 @@ def _types(validator: Any) -> Any:
 
 
 def _check_texts(value: Any, source: str, place: str = "") -> None:
-    """No text, nor any key, holds a line break, another control character, half a character or '<', or begins
-    as an option does: texts become words of command lines, and parts of pages."""
+    """No text, nor any key, holds a control character, half a character, '<' or a brace, or begins as an
+    option does: texts become words of command lines, names of rules' files and parts of pages.
+    """
     if isinstance(value, Mapping):
         for key, part in value.items():
             _check_texts(str(key), source, place)
@@ -944,7 +951,7 @@ def _check_texts(value: Any, source: str, place: str = "") -> None:
         given, what = json.dumps(value), json.dumps(found[0])
         if what == '"-"':
             raise UserError(f"{where}: {given} would be read as an option; a path may begin with ./")
-        way_out = "leave it out" if what == '"<"' else "write it on one line"
+        way_out = "leave it out" if found[0] in "<{}" else "write it on one line"
         raise UserError(f"{where}: {given} is not allowed, as it holds {what}; {way_out}")
 
 

@@ -65,7 +65,21 @@ def _read_samples(paths: Sequence[str | Path]) -> pd.DataFrame:
 
     if not paths:
         raise UserError("no sample files to summarise; run the evaluation first: lkv evaluate --help")
-    return pd.concat([read_csv(path, SAMPLE_COLUMNS) for path in paths], ignore_index=True)
+    return pd.concat([_whole(read_csv(path, SAMPLE_COLUMNS), path) for path in paths], ignore_index=True)
+
+
+def _whole(samples: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """The samples of a file, each of which must have a row of every method and budget: else it is torn."""
+    key = ["study", "model", "benchmark", "task", "length", "protocol", "haystack"]
+    for _, group in samples.groupby(key, dropna=False):
+        cells = group.groupby("sample").size()
+        most = len(group[["method", "budget"]].drop_duplicates())
+        if len(short := cells[cells < most]):
+            raise UserError(
+                f"{path}: sample {short.index[0]} of {group['task'].iloc[0]} has {short.iloc[0]} of {most} "
+                "rows; the file is not whole: run lkv evaluate again"
+            )
+    return samples
 
 
 def summarise(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import pickle
@@ -202,7 +203,10 @@ def train(
             if last or (step + 1) % READ_EVERY == 0 or (step + 1) % checkpoint_every == 0:
                 for row, value in zip(rows[len(rows) - len(steps) :], steps, strict=True):
                     row["kl"] = float(value)
+                    _check_finite(row["kl"], row["step"], schedule)
                 steps.clear()
+                if not all(bool(parameter.isfinite().all()) for parameter in adapter.parameters()):
+                    _check_finite(math.nan, step + 1, schedule)
                 bar.set_postfix(kl=f"{rows[-1]['kl']:.3f}", refresh=False)
             bar.update()
             if (step + 1) % checkpoint_every == 0 and not last and group.first:
@@ -229,6 +233,15 @@ def train(
     )
     checkpoint.unlink(missing_ok=True)
     return adapter
+
+
+def _check_finite(kl: float, step: int, schedule: Schedule) -> None:
+    """Modules that are no numbers would be stored, and scored, like any others."""
+    if not math.isfinite(kl):
+        raise UserError(
+            f"training diverged: at step {step} loss or modules are no numbers; give a learning rate below "
+            f"{schedule.learning_rate:g}, or more warm-up steps"
+        )
 
 
 def _rounded(value: float) -> float | None:
@@ -318,8 +331,9 @@ def _save(
     }
     whole = io.BytesIO()  # a full disk shows as an OSError of the write, not as an error of torch's
     torch.save(state, whole)
+    content = whole.getvalue()
     with atomic_write(path, "wb") as stream:
-        stream.write(whole.getvalue())
+        stream.write(content + hashlib.sha256(content).digest())
 
 
 def _resume(
@@ -328,8 +342,12 @@ def _resume(
     """(rows so far, seconds, held-out KL at the start) from a checkpoint of this very run, else nothing."""
     if not path.is_file():
         return [], 0.0, None
+    content = path.read_bytes()
+    content, digest = content[:-32], content[-32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise UserError(f"{path} is damaged, or of an earlier lkv; delete it to start anew")
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(io.BytesIO(content), weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a checkpoint ({reason}); delete it to start anew") from None

@@ -39,6 +39,7 @@ def model(args: Arguments) -> None:
 
 def data_train(args: Arguments) -> None:
     """training prompts with the model's own answers, or with true ones"""
+    from lkv.data.prompts import KINDS
     from lkv.data.shards import Stored, join
     from lkv.parallel import group
     from lkv.responses import respond_sharded
@@ -48,6 +49,12 @@ def data_train(args: Arguments) -> None:
         raise UserError("give either --mixture (offline prompts) or --sources (data sets)")
     if args.sources and args.answers == "given":
         raise UserError(f"--answers given: {NOT_GIVEN}; allowed: --answers model, or a --mixture")
+    if args.mixture and not (args.samples and args.lengths):
+        raise UserError("--mixture needs --samples and --lengths")
+    for kind, _ in args.mixture or []:
+        if kind not in KINDS:
+            raise one_of("kind of training prompt", kind, KINDS)
+    check_once([kind for kind, _ in args.mixture or []], "--mixture")
     loaded = _load(args)
     require_lookahead(loaded.model)
     prompts = args.out.with_suffix(".prompts.jsonl")
@@ -87,8 +94,6 @@ def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> tuple[Stor
         for notice in notices(read_json(sidecar(prompts))["sources"]):
             _notify(notice)
         return stored, {"sources": args.sources}
-    if not args.samples or not args.lengths:
-        raise UserError("--mixture needs --samples and --lengths")
     check_fits(loaded, max(args.lengths), args.response_tokens)
     facts: dict[str, Any] = {"mixture": dict(args.mixture)}
     built = build(loaded.tokenizer, args.samples, args.lengths, facts["mixture"], args.seed)

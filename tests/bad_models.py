@@ -76,7 +76,7 @@ STUDY: dict[tuple[str | int, ...], tuple[str, ...]] = {
         '"1"',
         "99999999999999999999",
     ),
-    ("models",): ("[]", "tiny", "[gone]", "[tiny, tiny]", "[1]", "{}", '["../tiny"]', '["tiny\\n"]'),
+    ("models",): ("[]", "tiny", "[gone]", "[tiny, tiny]", "[1]", "{}", '["tiny\\n"]'),
     ("methods",): ("[]", "[snapvk]", "[1]", "full", "[full, full]", "~"),
     ("budgets",): (
         "[]",

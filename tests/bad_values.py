@@ -302,7 +302,6 @@ def word_cases() -> Iterator[Case]:
             ("--batch 99", "batch"),
         ],
         "mtbench": [("--max-new-tokens 1000000", "context"), ("--questions out", "out")],
-        "score longbench": [("--benchmark ruler", "predictions.csv"), ("--code gone", "code")],
         "score ruler": [("--benchmark longbench", "predictions.csv")],
         "plan": [("--config out", "out"), ("--config gone", "gone"), ("--config prompt.txt", "prompt.txt")],
         "latency": [

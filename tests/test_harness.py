@@ -30,7 +30,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lkv.harness import LKV  # noqa: E402
+from lkv.harness import LKV, _end  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 LAYERS, BUDGET = 2, 64
@@ -268,6 +268,59 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     with pytest.raises(UserError, match=why) as error:
         door(place, method, budget, **settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("method=snapkv,budget=64", "no model is given; add pretrained=FOLDER"),
+        ("pretrained={0}/tiny", "unknown method ''; known: full, random"),
+        ("pretrained={0}/tiny,method=nope,budget=64", "unknown method 'nope'"),
+        ("pretrained={0}/tiny,method=snapkv", "needs a budget, got None"),
+        ("pretrained={0}/tiny,method=snapkv,budget=many", "needs a budget, got 'many'"),
+        ("pretrained={0}/tiny,method=snapkv,budget=True", "needs a budget, got True"),
+        ("pretrained={0}/gone,method=snapkv,budget=16", "budget: budget 16 is too small for snapkv"),
+        ("pretrained={0}/gone,method=lookaheadkv,budget=64,adapter={0}/no", "no such file: {0}/no/lookahead"),
+        ("pretrained={0}/gone,method=speckv,budget=64", "speckv needs a model that drafts"),
+        ("pretrained={0}/gone,method=speckv,budget=64,draft={0}/no", "no such file: {0}/no/model.json"),
+        ("pretrained={0}/gone,method=snapkv,budget=64", "lm-eval cannot load {0}/gone: "),
+        ("pretrained={0}/tiny,method=snapkv,budget=64,nonsense=1", "lm-eval cannot load {0}/tiny: "),
+        ("pretrained={0}/tiny,method=full,dtype=float7", "lm-eval cannot load {0}/tiny: "),
+    ],
+)
+def test_bad_model_args_are_refused_in_one_line(
+    place: Path, arguments: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
+    with pytest.raises(UserError) as error:
+        LKV.create_from_arg_string(arguments.format(place), {"device": "cpu"})
+    assert why.format(place) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_refusal_in_lm_evals_own_command_is_one_line_and_exit_code_2(place: Path, tmp_path: Path) -> None:
+    arguments = f"pretrained={place / 'tiny'},method=snapkv,budget=16"
+    command = [sys.executable, "-m", "lkv.plugin", "--model", "lkv", "--model_args", arguments]
+    given = ["--tasks", "local_hotpotqa", "--device", "cpu", "--include_path", str(place / "tasks")]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *given], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("lkv: error: ")]
+    assert said == [
+        "lkv: error: budget: budget 16 is too small for snapkv, which needs 32; give 32 or more, or leave "
+        "snapkv out"
+    ]
+
+
+def test_errors_of_others_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+    _end(lambda *error: seen.append(error), KeyError, KeyError("x"), None)
+    assert seen[0][0] is KeyError
+    with pytest.raises(SystemExit) as end:
+        _end(seen.append, UserError, UserError("no"), None)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "lkv: error: no\n"
 
 
 def test_lookaheadkv_without_its_adapter_is_refused(place: Path) -> None:

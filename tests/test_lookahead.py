@@ -22,6 +22,7 @@ from lkv.interface import Tail
 from lkv.lookahead import LINEARS, LookaheadKV
 from lkv.observe import kl_divergence, reference
 from lkv.prefill import prefill
+from lkv.records import read_json, sha256_file, write_hashed_json
 from lkv.share import FACTS, share
 from lkv.tiny import tiny_model
 
@@ -174,7 +175,7 @@ def test_shared_modules_are_the_trained_ones_in_bfloat16_with_a_card(model, prom
         "schedule": SCHEDULE,
         "steps": 5,
         "lora": "all",
-        "held_out_recall": 0.5,
+        **dict.fromkeys(("held_out_kl_before", "held_out_kl_after", "held_out_recall"), 0.5),
     }
     adapter.save_pretrained(tmp_path / "trained", arm="main", **facts)
     share(tmp_path / "trained", tmp_path / "shared", "Apache-2.0")
@@ -184,8 +185,8 @@ def test_shared_modules_are_the_trained_ones_in_bfloat16_with_a_card(model, prom
         found = dict(zip(again.paths, theirs, strict=True))
         for path, weight in zip(adapter.paths, mine, strict=True):
             assert torch.equal(weight.bfloat16().float(), found[path])
-    card = json.loads((tmp_path / "shared/lookahead.json").read_text())
-    trained = json.loads((tmp_path / "trained/lookahead.json").read_text())
+    card = read_json(tmp_path / "shared/lookahead.json")
+    trained = read_json(tmp_path / "trained/lookahead.json")
     assert {**card, "sha256": None} == {**trained, "sha256": None}
     text = (tmp_path / "shared/README.md").read_text()
     assert "license: Apache-2.0" in text and "Adam at 0.002" in text and "50.0%" in text
@@ -250,12 +251,10 @@ def test_damaged_adapter_files_are_refused(tmp_path, name):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{name} is damaged"):
         LookaheadKV.from_pretrained(tmp_path)
-    card = json.loads((tmp_path / "lookahead.json").read_text())
+    card = read_json(tmp_path / "lookahead.json")
     path.write_bytes(b"not safetensors at all")
-    from lkv.records import sha256_file
-
     card["sha256"][name] = sha256_file(path)
-    (tmp_path / "lookahead.json").write_text(json.dumps(card))
+    write_hashed_json(tmp_path / "lookahead.json", card)
     with pytest.raises(UserError, match="not a safetensors file"):
         LookaheadKV.from_pretrained(tmp_path)
     path.unlink()

@@ -24,6 +24,7 @@ from lkv.bench import judge as judging
 from lkv.bench import mtbench
 from lkv.bench.judge import JUDGEMENT_COLUMNS, Judge, judge, rating, to_samples, write_samples
 from lkv.chat import chat_ids, chat_text, conversation_text
+from lkv.cli import main
 from lkv.engine import observe
 from lkv.errors import UserError
 from lkv.interface import Method
@@ -591,6 +592,24 @@ def test_a_reply_without_a_rating_is_unparsed_and_not_zero(endpoint: Any, answer
     [row] = samples[samples["status"] != "ok"].to_dict("records")
     assert (row["sample"], row["method"], row["status"]) == (0, "snapkv", "unparsed")
     assert row["score"] != row["score"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "said_of"),
+    [((400, {}, {"error": {"message": "no"}}), "4 of 4 ratings failed"), (None, "4 of 4 ratings unparsed")],
+)
+def test_a_judge_without_a_single_rating_ends_in_one_line_and_exit_code_2(
+    reply: Any, said_of: str, endpoint: Any, answered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = answered.parent
+    write_jsonl(answered, list(read_jsonl(answered))[:2])
+    server = endpoint(lambda number, body: reply or said("well"))
+    files = [word for name in ("journal", "judgements", "out") for word in (f"--{name}", str(folder / name))]
+    given = ["--answers", str(answered), "--url", server.url, "--model", "grader-9", "--key-variable", "none"]
+    assert main(["judge", *given, *files]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lkv: ")]
+    assert line.startswith(f"lkv: error: the judge gave no rating at all: {said_of}; ")
+    assert not (folder / "judgements").exists() and not (folder / "out").exists()
 
 
 def test_a_failed_row_alone_is_asked_again_by_the_next_run(endpoint: Any, answered: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lkv import names, origins
 from lkv.bench import sources
@@ -243,7 +244,7 @@ def test_pickled_weights_are_refused_with_the_way_out(own: Path, tmp_path: Path)
         (
             "config.json",
             {"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": 16},
-            "do not divide",
+            "validate_architecture.*: .*hidden size",
         ),
         ("config.json", {"num_attention_heads": None}, "cannot load the model"),
         ("config.json", {"hidden_size": None}, "cannot load the model"),
@@ -257,6 +258,15 @@ def test_configs_that_cannot_be_are_one_line(
 ) -> None:
     edit(own / file, lambda content: content.update(change))
     refused(local(own), tmp_path / "m", words)
+
+
+def test_heads_that_do_not_divide_are_said_though_every_tensor_fits(own: Path, tmp_path: Path) -> None:
+    config = LlamaConfig.from_pretrained(own)
+    config.num_key_value_heads = 3
+    LlamaForCausalLM(config).save_pretrained(own)
+    refused(
+        local(own), tmp_path / "m", "4 attention heads do not divide into 3 KV heads; correct source.path"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from lkv.bench import endpoint
 from lkv.bench.mtbench import load_answers
 from lkv.errors import UserError
 from lkv.journal import Journal
-from lkv.reading import filled
+from lkv.reading import filled, whole_characters
 from lkv.records import (
     JUDGEMENT_COLUMNS,
     SAMPLE_COLUMNS,
@@ -139,6 +139,8 @@ def judge(
         client = by.client()
         _ask_all(journal, by, missing.values(), lambda row: _ask(client, by, row), at_once)
     judged = [{**row, **journal.cells[row["key"]]} for row in rows]
+    if judged and all(row["status"] != "ok" for row in judged):
+        raise UserError(f"the judge gave no rating at all: {_notice(judged)}; see to it and run again")
     write_csv(out, judged, JUDGEMENT_COLUMNS)
     return "; ".join(notice for notice in (journal.notice, _notice(judged)) if notice)
 
@@ -303,7 +305,7 @@ def _ask(client: OpenAI, by: Judge, row: Row) -> Row:
                 temperature=by.temperature,
                 max_tokens=by.max_tokens,
             )
-            reply = done.choices[0].message.content or ""
+            reply = whole_characters(done.choices[0].message.content or "")
             if (found := rating(reply)) is not None:
                 return {"status": "ok", "rating": found, "reply": by.hide(reply)}
         return {"status": "unparsed", "rating": None, "reply": by.hide(reply)}
@@ -312,10 +314,12 @@ def _ask(client: OpenAI, by: Judge, row: Row) -> Row:
             f"the judge at {by.place} refuses {by.model!r} (HTTP {error.status_code}: {by.said(error)}); "
             f"check url, model and the key in {by.key_variable}"
         ) from None
+    except endpoint.Unbounded as error:
+        return {"status": "failed", "rating": None, "error": str(error)}
     except openai.APITimeoutError:
         return {"status": "failed", "rating": None, "error": f"no reply within {by.timeout_s:g} s"}
     except openai.APIConnectionError as error:
-        if isinstance(error.__cause__, endpoint.Unbounded):
+        if isinstance(error.__cause__, endpoint.Unbounded):  # as some versions of the client pass it on
             return {"status": "failed", "rating": None, "error": str(error.__cause__)}
         raise UserError(
             f"cannot reach the judge at {by.place} ({by.said(error.__cause__ or error)}); start it or "

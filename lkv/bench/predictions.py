@@ -88,7 +88,7 @@ def _by_method(folder: Path, tasks: Sequence[str], method: str | None) -> Files:
 
 def records(task: str, path: Path, answers: str, maker: str) -> Iterator[Prediction]:
     """A task's JSONL; `answers` names the field of the references, without its s that of a single one."""
-    for number, record in enumerate(read_jsonl(path), 1):
+    for number, record in enumerate(read_jsonl(path, halves=True), 1):
         place = f"{path}, line {number}"
         if answers not in record and (single := record.get(answers.removesuffix("s"))) is not None:
             record = record | {answers: [single]}  # RULER's own older field

@@ -8,7 +8,7 @@ from typing import Any
 
 from lkv.errors import UserError
 from lkv.reading import regular
-from lkv.records import read_json, read_jsonl, require, sha256_file, write_json, write_jsonl
+from lkv.records import read_json, read_jsonl, require, sha256_file, write_hashed_json, write_jsonl
 
 
 def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) -> int:
@@ -25,7 +25,7 @@ def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) ->
             yield record
 
     write_jsonl(path, counted())
-    write_json(sidecar(path), {"sha256": sha256_file(path), "records": number, **facts})
+    write_hashed_json(sidecar(path), {"sha256": sha256_file(path), "records": number, **facts})
     return number
 
 

@@ -21,7 +21,8 @@ from lkv.data.frozen import facts_of, freeze, sidecar
 from lkv.data.shards import Stored
 from lkv.data.tables import FORMS, File, Record, Records, locate
 from lkv.errors import UserError, one_of
-from lkv.records import fingerprint, require, sha256_file
+from lkv.reading import KINDS, shown
+from lkv.records import fingerprint, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +81,11 @@ class Source:
                 raise UserError(f"the training source {dict(description)} has no {key!r}; add it")
         data = description["data"]
         listed = {**description, "data": [data] if isinstance(data, str) else data}
-        require(listed, (), f"the training source {description['name']}", "hand", SOURCE)
+        for key, value in listed.items():
+            if not KINDS[SOURCE[key]].fits(value):
+                wanted, found = KINDS[SOURCE[key]].words, shown(value)
+                name = shown(description["name"])
+                raise UserError(f"the training source {name}: {key} must be {wanted}, found {found}")
         source = Source(**{**listed, "data": tuple(listed["data"])})
         if source.schema not in SCHEMAS:
             raise one_of(f"schema of the training source {source.name}:", source.schema, SCHEMAS)
