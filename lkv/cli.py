@@ -550,7 +550,9 @@ def _main(argv: Sequence[str] | None) -> int:
     _quiet(None)
     try:
         args = parser().parse_args(argv)
-        if os.environ.get("RANK", "0") == "0":  # the other processes would look while the first writes
+        if (
+            world() == 1 or os.environ.get("RANK") == "0"
+        ):  # the other processes would look while the first writes
             outputs.check_log(args)
             _quiet(args.log)
             outputs.check(args)

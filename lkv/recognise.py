@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lkv.errors import UserError
+from lkv.journal import kind_of
 
 HEAD = 1 << 20  # bytes that tell what a file is
 LOOKAHEAD, LEARNED = "lookahead.json", "lookahead_tokens.safetensors"  # of an adapter: nobody else's
@@ -71,12 +72,8 @@ def drawn(start: bytes) -> Ours:
 
 
 def journal(path: Path) -> bool:
-    """A journal: its first line is one of ours, or, torn, the beginning of one."""
-    first, *rest = _head(path).split(b"\n", 1)
-    if not rest:
-        return (first.startswith(b'{"') and b'"key"'.startswith(first[1:6])) or b"lkv-journal" in first
-    line = _parsed(first)
-    return _has(line, ("key", "group")) or (isinstance(line, dict) and b"lkv-journal" in first)
+    """A journal, whole or torn, of any form."""
+    return kind_of(path) != "foreign"
 
 
 def adapter_part(path: Path) -> bool:

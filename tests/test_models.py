@@ -31,7 +31,7 @@ from lkv.chat import chat_ids
 from lkv.decode import decode
 from lkv.engine import answer_tail, evict, look
 from lkv.errors import UserError
-from lkv.folders import seal
+from lkv.folders import MARK, seal
 from lkv.lookahead import describe
 from lkv.models import CARD, Loaded, choose_dtype, load, obtain, read_card, stop_ids
 from lkv.prefill import prefill
@@ -87,9 +87,8 @@ def test_random_models_leave_the_global_random_state_alone() -> None:
 def test_the_card_says_what_the_folder_holds(tiny: Path) -> None:
     found = card(tiny)
     assert (found["name"], found["licence"], found["source"]["kind"]) == ("mine", "MIT", "random")
-    assert found["sha256"] == {
-        "model.safetensors": hashlib.sha256((tiny / "model.safetensors").read_bytes()).hexdigest()
-    }
+    files = {name: content for name, content in tree(tiny).items() if name not in (CARD, MARK)}
+    assert found["sha256"] == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     assert found["parameters"] == sum(p.numel() for p in tiny_model().parameters())
 
 
@@ -99,7 +98,7 @@ def test_the_card_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(tree(path.parent))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_json", killed)
+    monkeypatch.setattr(module, "write_hashed_json", killed)
     with pytest.raises(KeyboardInterrupt):
         obtain(spec(), tmp_path / "m")
     assert not any(tmp_path.iterdir())
@@ -113,7 +112,7 @@ def test_a_model_is_replaced_as_a_whole(own: Path) -> None:
     seal(own)  # that model was ours, too
     obtain(spec(seed=1), own)
     assert "model-00002-of-00009.safetensors" not in tree(own)
-    assert list(card(own)["sha256"]) == ["model.safetensors"]
+    assert set(card(own)["sha256"]) == set(tree(own)) - {CARD, MARK}
     assert card(own)["fingerprint"] != before
     assert [path.name for path in own.parent.iterdir()] == ["own"]
 
