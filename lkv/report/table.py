@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lkv.markup import latex_text, markdown_text, typst_string
-from lkv.records import PAIRED_COLUMNS, TABLE_COLUMNS, atomic_write, read_csv, write_csv
+from lkv.records import PAIRED_COLUMNS, TABLE_COLUMNS, atomic_write, read_csv, stored, write_csv
 from lkv.report.note import SHORT, TIED, note
 from lkv.report.page import to_html
 from lkv.report.source import Block, read_blocks, read_provenance, read_scores, template
@@ -87,7 +87,7 @@ def write_table(results_dir: str | Path, out_stem: str | Path) -> None:
 def build_table(results_dir: str | Path, blocks: Sequence[Block]) -> Table:
     """The printed cells and the note."""
     budgets = sorted({int(budget) for block in blocks for budget in block.average["budget"] if budget})
-    paired = Path(results_dir) / "paired.csv"
+    paired = stored(Path(results_dir) / "paired.csv")
     tied = _tied_recalls(paired)
     recall = any(block.average["recall_raw"].notna().any() for block in blocks)
     table = Table(budgets, [_panel(block, budgets, tied) for block in blocks], recall, [])
