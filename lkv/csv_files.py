@@ -1,8 +1,7 @@
 """Result CSVs: written with their SHA-256 beside them, and read back only whole.
 
-A hidden file `.NAME.sha256` beside NAME, in sha256sum's form, says what was written. What is read must agree
-with it where it is there, and with the contract always: each row has every cell, text stays text, numbers lie
-within their bounds.
+What is read must agree with its SHA-256 (lkv.sums) where that is kept, and with the contract always: each row
+has every cell, text stays text, numbers lie within their bounds.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lkv.errors import UserError
 from lkv.names import cell_text, quoted_cell
 from lkv.reading import regular
-from lkv.writing import atomic_write, is_stream
+from lkv.sums import check_sum, write_summed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 TEXT = frozenset((
     "study", "model", "benchmark", "task", "method", "protocol", "haystack", "status", "weights",
     "implementation", "phase", "device", "backend", "dtype", "arm", "lora", "loss", "trained_on", "metric",
-    "reference", "label", "engine", "methods", "budgets", "category", "judge", "prompt", "part",
+    "reference", "label", "engine", "methods", "budgets", "question", "category", "judge", "prompt", "part",
 ))  # fmt: skip
 WHOLE = frozenset((
     "length", "sample", "planned", "budget", "n", "n_planned", "prompt_tokens", "new_tokens", "repeats",
@@ -41,6 +40,9 @@ BOUNDS = dict.fromkeys(WHOLE, COUNTS) | {
     "score": SCORES, "mean": SCORES, "recall": SHARES, "recall_raw": SHARES, "held_out_recall": SHARES,
     "planned": (1.0, HUGE), "kept_mean": COUNTS, "kept_bytes": COUNTS, "cache_bytes": COUNTS,
     "median_ms": COUNTS, "tokens": COUNTS, "seconds": (2 * EDGE, HUGE), "rating": (1.0, 10.0),
+    "p10_ms": COUNTS, "p90_ms": COUNTS, "theory_ms": COUNTS, "peak_prefill_bytes": COUNTS,
+    "peak_decode_bytes": COUNTS, "tokens_per_s": COUNTS, "max_batch": COUNTS, "parameters": COUNTS,
+    "p": SHARES, "p_vs_lookaheadkv": SHARES, "kept": SHARES, "mfu": COUNTS,
 }  # fmt: skip
 
 
@@ -50,21 +52,14 @@ def write_csv(
     """Long-format CSV: UTF-8, `.` decimal, one header, `columns` in order, no index, missing left empty."""
     import pandas as pd
 
-    path, columns = Path(path), list(columns)
+    columns = list(columns)
     frame = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=columns)
     for name in columns:
         if name.endswith("_bytes"):  # whole numbers to the last digit, empty where unknown
             frame[name] = pd.to_numeric(frame[name]).round().astype("Int64")
     frame = _texts(frame[columns], quoted_cell)
     text = frame.to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
-    if not is_stream(path):
-        sums(path.resolve()).unlink(missing_ok=True)  # never beside another file than it was made of
-    with atomic_write(path) as stream:
-        stream.write(text)
-    if not is_stream(path):
-        digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-        with atomic_write(sums(path.resolve())) as stream:
-            stream.write(f"{digest}  {path.resolve().name}\n")
+    write_summed(path, text)
 
 
 def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
@@ -77,7 +72,7 @@ def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
     columns, path = list(columns), stored(path)
     regular(path, f"no such results file: {path}; run the rule that writes it, or correct the path")
     content = path.read_bytes()
-    _check_sum(path, content)
+    check_sum(path, hashlib.sha256(content).hexdigest())
     header, rows = _rows(path, content)
     missing = [name for name in columns if name not in header]
     if missing:
@@ -99,23 +94,6 @@ def stored(path: str | Path) -> Path:
     path = Path(path)
     packed = path.with_name(f"{path.name}.gz")
     return packed if packed.is_file() and not path.is_file() else path
-
-
-def sums(path: Path) -> Path:
-    """Where the SHA-256 of a result file lies."""
-    return path.with_name(f".{path.name}.sha256")
-
-
-def _check_sum(path: Path, content: bytes) -> None:
-    beside = sums(path.resolve())
-    if not beside.is_file():
-        return
-    wanted = beside.read_bytes()[:64].decode("ascii", "replace")
-    if hashlib.sha256(content).hexdigest() != wanted:
-        raise UserError(
-            f"{path} is damaged or was edited: its SHA-256 is not that of {beside.name}; make it again, or "
-            f"delete {beside.name} to take the file as it is"
-        )
 
 
 def _rows(path: Path, content: bytes) -> tuple[list[str], list[list[str]]]:

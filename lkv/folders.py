@@ -16,9 +16,16 @@ FORMAT = "lkv-model/1"  # of model.json and of the mark
 MARK = ".made-by-lkv"  # the hashes of all files; stays when a workflow deletes model.json before a new run
 
 
+def files_in(folder: Path) -> Iterator[str]:
+    """All that is in a folder but folders, links included, by path inside it."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(folder).as_posix()
+
+
 def seal(folder: Path) -> None:
     """Marks a finished folder as ours, with the hash of every file, and waits until all is on disk."""
-    files = {name: sha256_file(folder / name) for name in sorted(_files(folder))}
+    files = {name: sha256_file(folder / name) for name in sorted(files_in(folder))}
     write_json(folder / MARK, {"format": FORMAT, "sha256": files})
     for name in files:
         sync(folder / name)
@@ -32,7 +39,7 @@ def is_ours(folder: Path) -> bool:
 
 def foreign(folder: Path) -> str:
     """Why a folder is not ours to replace; nothing if it is, or is empty."""
-    found = sorted(_files(folder))
+    found = sorted(files_in(folder))
     if not found:
         return ""
     known = _mark(folder / MARK)
@@ -79,13 +86,6 @@ def replace(out: Path, made: Path) -> None:
                 before.replace(out)
             raise
     sync(out.parent)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """All that is in a folder but folders, links included, by path inside it."""
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not path.is_dir():
-            yield path.relative_to(folder).as_posix()
 
 
 def _mark(path: Path) -> dict[str, Any] | None:

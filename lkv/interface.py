@@ -141,8 +141,11 @@ class Method:
 
     @property
     def made_of(self) -> Any:
-        """All that can change an answer, as JSON values: for journal keys. Functions go by their names: what
-        they bring along must be in `identity`, and a change of theirs in `version`."""
+        """All that can change an answer, as JSON values: for journal keys.
+
+        Objects go by an `identity` of their own, functions by their names: what these bring along must be in
+        the method's `identity`, and a change of theirs in its `version`.
+        """
         return _described(self)
 
     @property
@@ -167,6 +170,8 @@ def _described(value: Any) -> Any:
         return {str(key): _described(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_described(item) for item in value]
+    if isinstance(identity := getattr(value, "identity", None), str):
+        return [type(value).__name__, identity]
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     raise TypeError(f"a method holds a {type(value).__name__}, which has no name for the journal")

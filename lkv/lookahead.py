@@ -11,6 +11,7 @@ On disk a folder: PEFT's `adapter_config.json` and `adapter_model.safetensors`, 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -194,6 +195,17 @@ class LookaheadKV(nn.Module):
         """The observers: the learned tokens after each of `batch` prompts, the LoRA active on them."""
         return Tail(self.tokens.expand(batch, -1, -1), adapter=self, beside=beside)
 
+    @property
+    def identity(self) -> str:
+        """What tells adapters apart: the hashes of its files, or of its tensors while it has none."""
+        scale = f" {self.alpha}/{self.rank}"
+        if saved := "".join(self.card.get("sha256", {}).values()):
+            return saved + scale
+        digest = hashlib.sha256(repr(self.paths).encode())
+        for tensor in self.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest() + scale
+
     def method(
         self, recipe: Recipe | None = None, beside: PromptRows | None = None, name: str = "lookaheadkv"
     ) -> Method:
@@ -203,7 +215,7 @@ class LookaheadKV(nn.Module):
             recipe or RECIPE,
             lambda prompt, budgets: [self.tail(prompt.ids.shape[0], beside)] * len(budgets),
             reads=() if beside is None else (beside,),
-            identity="".join([*self.card.get("sha256", {}).values(), f" {self.alpha}/{self.rank} {beside}"]),
+            identity=self.identity,
             ahead=lambda model, ids, settings: self.tail(ids.shape[0], beside),
         )
 

@@ -15,7 +15,7 @@ from lkv import origins
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.cache import full_layers, prompt_cache
 from lkv.errors import UserError, one_of
-from lkv.folders import FORMAT, replace, replaceable, seal
+from lkv.folders import FORMAT, files_in, replace, replaceable, seal
 from lkv.pretrained import check_template, loading, read_model, read_tokenizer
 from lkv.records import fingerprint, read_json, require, sha256_file, write_hashed_json
 from lkv.rope import context
@@ -105,8 +105,8 @@ def check_files(folder: Path, card: Mapping[str, Any], weights: bool = True) -> 
     chat template would run under the fingerprint of another model."""
     if card.get("format") != FORMAT:
         raise UserError(f"{folder} was made by an earlier lkv, which kept no hash of every file; {AGAIN}")
-    known = card["sha256"]
-    read = {path.name for path in folder.iterdir() if path.suffix in READ} - {CARD}
+    known = require(card, {"sha256": "object"}, folder / CARD, "lkv model")["sha256"]
+    read = {name for name in files_in(folder) if _is_read(name)} - {CARD}
     for file in sorted({*known, *read}):
         if file not in known:
             raise UserError(f"{folder / file} was not written by lkv model; remove it, or {AGAIN}")
@@ -114,6 +114,11 @@ def check_files(folder: Path, card: Mapping[str, Any], weights: bool = True) -> 
             continue
         if not (folder / file).is_file() or sha256_file(folder / file) != known[file]:
             raise UserError(f"{folder / file} is missing, damaged or was edited; {AGAIN}")
+
+
+def _is_read(name: str) -> bool:
+    """Whether transformers would read a file; of folders inside it reads named chat templates alone."""
+    return name.endswith(READ if "/" not in name else ".jinja")
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -259,7 +264,7 @@ def _save(
         tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(f"cannot write {folder}: {error}; free space") from None
-    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    files = {name: sha256_file(folder / name) for name in sorted(files_in(folder))}
     weights = {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
     config = read_json(folder / "config.json")
     config.pop("transformers_version", None)  # the same model under every version

@@ -14,7 +14,7 @@ from typing import Any
 from lkv import device as devices
 from lkv.attention import BACKEND_NAMES, best_backend
 from lkv.models import DTYPES, choose_dtype
-from lkv.records import read_json, require, sha256_file, write_json
+from lkv.records import read_json, require, sha256_file, write_hashed_json
 from lkv.strict_yaml import read_yaml
 from lkv.study import CARD, main_arm
 
@@ -44,7 +44,7 @@ def write_provenance(
     dtype = choose_dtype(dtype_name, device)
     processor, driver = devices.describe(device)
     cards = {name: read_json(folder / CARD) for name, folder in named(study, adapters).items()}
-    write_json(
+    write_hashed_json(
         out,
         {
             "study": study.get("study"),

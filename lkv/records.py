@@ -14,6 +14,8 @@ from lkv.csv_files import write_csv as write_csv
 from lkv.errors import UserError
 from lkv.reading import parse, regular
 from lkv.reading import require as require
+from lkv.sums import check_sum as check_sum
+from lkv.sums import write_summed as write_summed
 from lkv.writing import atomic_write as atomic_write
 
 if TYPE_CHECKING:
@@ -92,12 +94,16 @@ def write_hashed_json(path: str | Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file; an object that carries a hash of itself is checked, and comes without it."""
-    content = regular(path, f"no such file: {path}; run the step that writes it, or correct the path")
-    value = parse(
-        content.read_bytes(), f"{path} is not JSON ({{}}); delete it and run the step that writes it"
-    )
-    if isinstance(value, dict) and HASH in value:
+    """The value of a JSON file; an object that carries a hash of itself is checked, and comes without it.
+
+    Of others a sum is checked where one is kept (lkv.sums).
+    """
+    place = regular(path, f"no such file: {path}; run the step that writes it, or correct the path")
+    content = place.read_bytes()
+    value = parse(content, f"{path} is not JSON ({{}}); delete it and run the step that writes it")
+    if not isinstance(value, dict) or HASH not in value:
+        check_sum(path, hashlib.sha256(content).hexdigest())
+    else:
         wanted = value.pop(HASH)
         if fingerprint(value) != wanted:
             raise UserError(

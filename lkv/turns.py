@@ -7,6 +7,7 @@ evicted to the budget again. What was dropped stays dropped, and only the new to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -26,7 +27,7 @@ from lkv.interface import Method
 from lkv.journal import Journal
 from lkv.models import Loaded
 from lkv.prefill import Prefilled, compact, extend, prefill
-from lkv.records import fingerprint, write_jsonl
+from lkv.records import fingerprint, write_summed
 from lkv.registry import FULL
 from lkv.select import Kept, select
 
@@ -88,7 +89,7 @@ def answers(
                 )
             named = {"study": study, "model": loaded.name, "protocol": mtbench.label(max_new_tokens)}
             lines += [_line(named, question, journal.cells[key]) for key in cells.values()]
-    write_jsonl(out, lines)
+    write_summed(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return journal.notice
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from lkv.cli import main
-from lkv.csv_files import sums
 from lkv.data.frozen import freeze
 from lkv.records import HASH
+from lkv.sums import beside as sums
 
 Change = Callable[[Path], object]
 ON_CPU = "--device cpu --dtype float32"

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from lkv import adapter_files
 from lkv.adapter_files import ADAPTER, CARD, CONFIG, LEARNED
-from lkv.csv_files import sums
+from lkv.bench.mtbench import ANSWER, load_answers
 from lkv.data import frozen
 from lkv.data.shards import Stored
 from lkv.errors import UserError
@@ -30,6 +31,8 @@ from lkv.models import Loaded, load, load_tokenizer, obtain
 from lkv.records import (
     ABLATION_COLUMNS,
     ACCURACY_COLUMNS,
+    HASH,
+    JUDGEMENT_COLUMNS,
     SAMPLE_COLUMNS,
     read_csv,
     read_json,
@@ -38,6 +41,8 @@ from lkv.records import (
     write_hashed_json,
 )
 from lkv.summarise import write_summary
+from lkv.sums import beside as sums
+from lkv.sums import write_summed
 from lkv.train import Arm, Schedule, train
 
 CPU = torch.device("cpu")
@@ -146,6 +151,42 @@ def test_a_file_that_transformers_would_read_too_is_refused(
     load(folder, CPU)
 
 
+def test_a_named_chat_template_put_in_later_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(model_folder, folder)
+    named = folder / "additional_chat_templates" / "default.jinja"  # it would go before the model's own
+    named.parent.mkdir()
+    named.write_text("{{ 'x' }}")
+    for read in (load_tokenizer, partial(load, device=CPU)):
+        with pytest.raises(UserError, match=r"default\.jinja was not written by lkv model"):
+            read(folder)
+
+
+def test_a_model_with_several_chat_templates_is_kept_whole_and_hashed(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ 'tools' }}")
+    obtain({"name": "m", "licence": "x", "source": {"kind": "local", "path": str(source)}}, tmp_path / "m")
+    [named] = (tmp_path / "m").rglob("tools.jinja")
+    load(tmp_path / "m", CPU)
+    named.write_text("{{ 'other' }}")
+    with pytest.raises(UserError, match=r"tools\.jinja is missing, damaged or was edited"):
+        load_tokenizer(tmp_path / "m")
+
+
+def test_a_card_without_its_list_of_hashes_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(model_folder, folder)
+    card = read_json(folder / "model.json")
+    del card["sha256"]
+    (folder / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"model\.json lacks sha256"):
+        load(folder, CPU)
+
+
 def test_a_model_of_an_earlier_lkv_is_made_again(model_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(model_folder, folder)
@@ -232,6 +273,19 @@ def test_an_alpha_edited_in_the_card_is_noticed(adapter_folder: Path) -> None:
     (adapter_folder / CARD).write_text(text.replace('"alpha": 32', '"alpha": 33'))
     with pytest.raises(UserError, match=r"lookahead\.json is damaged or was edited"):
         LookaheadKV.from_pretrained(adapter_folder)
+
+
+def test_the_published_adapters_carry_a_hash_of_their_cards() -> None:
+    cards = sorted(Path(__file__).parents[1].glob("adapters/*/lookahead.json"))
+    assert cards
+    for card in cards:
+        assert HASH in json.loads(card.read_text())
+        adapter_files.read(card.parent)
+
+
+def test_adapters_that_were_never_saved_are_told_apart(loaded: Loaded) -> None:
+    one, two, same = (LookaheadKV.create(loaded.model, tokens=4, seed=seed) for seed in (1, 2, 1))
+    assert one.method().made_of == same.method().made_of != two.method().made_of
 
 
 # Training
@@ -374,6 +428,57 @@ def test_a_torn_packed_csv_is_refused(sample_file: Path) -> None:
         read_csv(sample_file, SAMPLE_COLUMNS)
 
 
+PUBLISHED = sorted(Path(__file__).parents[1].glob("results/*/SHA256SUMS"))
+
+
+@pytest.mark.parametrize("sums_list", PUBLISHED, ids=lambda path: path.parent.name)
+def test_every_file_of_a_published_study_is_listed_with_its_hash(sums_list: Path) -> None:
+    folder = sums_list.parent
+    listed = {name: digest for digest, name in map(str.split, sums_list.read_text().splitlines())}
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert listed == {name: sha256_file(folder / name) for name in there - {"SHA256SUMS"}}
+
+
+def test_every_published_study_has_a_list() -> None:
+    folders = {path.parent for path in PUBLISHED[0].parents[1].glob("*/provenance.json")}
+    assert {path.parent for path in PUBLISHED} >= folders
+
+
+def test_a_flipped_bit_in_a_published_file_is_noticed_until_its_line_is_taken_out(tmp_path: Path) -> None:
+    [study] = [path.parent for path in PUBLISHED if path.parent.name == "arms-cpu"]
+    shutil.copytree(study, tmp_path / "s")
+    packed = next((tmp_path / "s" / "ablation").rglob("*.csv.gz"))
+    for path, read in (
+        (tmp_path / "s" / "ablation.csv", lambda p: read_csv(p, ABLATION_COLUMNS).to_csv()),
+        (packed, lambda p: read_csv(p.with_suffix(""), SAMPLE_COLUMNS).to_csv()),
+        (tmp_path / "s" / "provenance.json", read_json),
+    ):
+        assert noticed_or_equal(path, partial(read, path), 20) == 20, path.name
+    path, sums_list = tmp_path / "s" / "ablation.csv", tmp_path / "s" / "SHA256SUMS"
+    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[-1])
+    with pytest.raises(UserError, match=r"ablation\.csv is damaged .* take its line out of .*SHA256SUMS"):
+        read_csv(path, ABLATION_COLUMNS)
+    lines = sums_list.read_text().splitlines(keepends=True)
+    sums_list.write_text("".join(line for line in lines if not line.endswith("  ablation.csv\n")))
+    read_csv(path, ABLATION_COLUMNS)
+
+
+def test_a_file_that_is_made_again_in_a_published_folder_has_a_hash_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  a.csv\n{'0' * 64}  p.json\n")
+    write_csv(path, samples(), SAMPLE_COLUMNS)
+    assert len(read_csv(path, SAMPLE_COLUMNS)) == 9
+    write_hashed_json(tmp_path / "p.json", {"a": 1})
+    assert read_json(tmp_path / "p.json") == {"a": 1}
+
+
+def test_a_question_may_be_named_by_any_text(tmp_path: Path) -> None:
+    row = {**dict.fromkeys(JUDGEMENT_COLUMNS), "method": "full", "budget": 0, "rating": 7}
+    rows = [row | {"question": name} for name in ("007", "math-3", "nan")]
+    write_csv(tmp_path / "j.csv", rows, JUDGEMENT_COLUMNS)
+    assert read_csv(tmp_path / "j.csv", JUDGEMENT_COLUMNS)["question"].tolist() == ["007", "math-3", "nan"]
+
+
 @pytest.mark.parametrize("name", ["007", "nan", "NA", "1e5", "true", "None", "-1", "=1+1", "inf", "0x10"])
 def test_names_stay_text_through_every_table(name: str, tmp_path: Path) -> None:
     rows = [row | {"model": name, "study": name, "task": name} for row in samples()]
@@ -386,11 +491,31 @@ def test_names_stay_text_through_every_table(name: str, tmp_path: Path) -> None:
 
 
 def test_missing_cells_stay_missing(tmp_path: Path) -> None:
-    rows = pd.DataFrame([{**dict.fromkeys(ABLATION_COLUMNS), "method": "full", "mean": 1.5}])
+    given = {"method": "full", "length": 64, "budget": 0, "mean": 1.5}
+    rows = pd.DataFrame([{**dict.fromkeys(ABLATION_COLUMNS), **given}])
     write_csv(tmp_path / "a.csv", rows, ABLATION_COLUMNS)
     frame = read_csv(tmp_path / "a.csv", ABLATION_COLUMNS)
-    assert frame["method"].tolist() == ["full"] and frame["mean"].tolist() == [1.5]
-    assert frame.drop(columns=["method", "mean"]).isna().all().all()
+    assert frame[list(given)].to_dict("records") == [given]
+    assert frame.drop(columns=list(given)).isna().all().all()
+
+
+# Answers to judge
+
+
+def test_a_flipped_bit_in_answers_that_are_to_be_judged_is_noticed(tmp_path: Path) -> None:
+    kinds = {
+        "two texts": ["a", "b"],
+        "two numbers": [1, 2],
+        "texts": [],
+        "label": 81,
+        "count": 0,
+        "some": 1,
+    }
+    line = {name: kinds.get(kind, "x") for name, kind in ANSWER.items()}
+    path = tmp_path / "mtbench.jsonl"
+    write_summed(path, json.dumps(line) + "\n")
+    assert load_answers(path) == [line]
+    assert noticed_or_equal(path, partial(load_answers, path), 40) == 40
 
 
 # Frozen data

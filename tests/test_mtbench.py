@@ -581,7 +581,7 @@ def test_a_reply_without_a_rating_is_unparsed_and_not_zero(endpoint: Any, answer
     server = endpoint(mumbles)
     rows, notice = judged(answered.parent, by(server))
     [unparsed] = rows[rows["status"] != "ok"].to_dict("records")
-    assert (unparsed["question"], unparsed["turn"], unparsed["status"]) == (201, 2, "unparsed")
+    assert (unparsed["question"], unparsed["turn"], unparsed["status"]) == ("201", 2, "unparsed")
     assert unparsed["rating"] != unparsed["rating"], "empty in the file"
     assert notice == "1 of 12 ratings unparsed; they have no score"
     assert len(server.asked) == 11 + judging.TRIES

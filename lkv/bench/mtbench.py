@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lkv.chat import chat_text, conversation_text
 from lkv.errors import UserError
 from lkv.protocol import PROTOCOLS
-from lkv.records import read_jsonl, require
+from lkv.reading import regular
+from lkv.records import check_sum, read_jsonl, require, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,6 +98,7 @@ def label(max_new_tokens: int) -> str:
 def load_answers(path: str | Path) -> list[dict[str, Any]]:
     """The answers that lkv.turns wrote, in the file's order."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    check_sum(regular(path, f"no such file: {path}; write it with lkv mtbench"), sha256_file(path))
     for number, line in enumerate(read_jsonl(path), 1):
         answer = require(line, ANSWER, f"{path}, line {number}", "lkv mtbench")
         key = tuple(answer[name] for name in ("study", "model", "method", "budget", "question_id"))
