@@ -122,7 +122,7 @@ def conversation_text(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, 
     if not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruct model, set "
-            "chat_template in its tokenizer_config.json, or set protocol.template: none in the study's config"
+            "chat_template where it comes from, or set protocol.template: none in the study's config"
         )
     in_parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
     content: Any

@@ -1,8 +1,7 @@
 """The journal: append-only JSONL that lets an evaluation go on where a kill stopped it.
 
 The first line says what the file is. Then one line a sample × method × budget, each with a hash of its own. A
-sample's lines are one group: written together, fsynced, and only used together, so that a resumed run decodes
-the same batches and gives the same bytes.
+sample's lines are one group: written together when its last answer ends, fsynced, and only used together.
 """
 
 from __future__ import annotations
