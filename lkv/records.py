@@ -15,6 +15,7 @@ from lkv.errors import UserError
 from lkv.reading import parse, regular
 from lkv.reading import require as require
 from lkv.sums import check_sum as check_sum
+from lkv.sums import sha256_file as sha256_file
 from lkv.sums import write_summed as write_summed
 from lkv.writing import atomic_write as atomic_write
 
@@ -146,15 +147,6 @@ def parse_line(line: bytes, place: str, halves: bool = False) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{place}: expected a JSON object, found {type(record).__name__}")
     return record
-
-
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file, read in pieces; hex."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:

@@ -17,18 +17,24 @@ LEVELS = 4  # how far above a file its study's list may lie: results/STUDY/ablat
 
 
 def write_summed(path: str | Path, text: str) -> None:
-    """Writes a file and its sum; a stream has none."""
+    """Writes a file and its sum; a stream has none.
+
+    While the file is replaced both sums stand beside it: a stop in between leaves a file with its sum.
+    """
     path = Path(path)
     if is_stream(path):
         with atomic_write(path) as stream:
             stream.write(text)
         return
     place = path.resolve()
-    beside(place).unlink(missing_ok=True)  # never beside another file than it was made of
+    sums = [f"{hashlib.sha256(text.encode('utf-8')).hexdigest()}  {place.name}\n"]
+    if place.is_file():
+        with atomic_write(beside(place)) as stream:
+            stream.writelines([*sums, f"{sha256_file(place)}  {place.name}\n"])
     with atomic_write(path) as stream:
         stream.write(text)
     with atomic_write(beside(place)) as stream:
-        stream.write(f"{hashlib.sha256(text.encode('utf-8')).hexdigest()}  {place.name}\n")
+        stream.writelines(sums)
 
 
 def check_sum(path: str | Path, digest: str) -> None:
@@ -36,12 +42,14 @@ def check_sum(path: str | Path, digest: str) -> None:
     place = Path(path).resolve()
     own = beside(place)
     if own.is_file():
-        wanted = own.read_bytes()[:64].decode("ascii", "replace")
+        lines = own.read_bytes().decode("utf-8", "replace").splitlines()
+        wanted = {line.partition(" ")[0] for line in lines}
         way_out = f"delete {own.name}"
     else:
-        own, wanted = _listed(place)
+        own, listed = _listed(place)
+        wanted = {listed} - {""}
         way_out = f"take its line out of {own}"
-    if wanted not in ("", digest):
+    if own.is_file() and digest not in (wanted or {digest}):
         raise UserError(
             f"{path} is damaged or was edited: its SHA-256 is not that of {own.name}; make it again, or "
             f"{way_out} to take the file as it is"
@@ -64,3 +72,12 @@ def _listed(place: Path) -> tuple[Path, str]:
                     return found, digest or "?"
             return found, ""
     return place, ""
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file, read in pieces; hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

