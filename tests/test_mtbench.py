@@ -139,7 +139,7 @@ def test_files_that_are_no_questions_are_refused(tmp_path: Path) -> None:
         mtbench.load_questions(tmp_path / "q.jsonl", 0)
     write_jsonl(tmp_path / "q.jsonl", QUESTIONS)
     write_jsonl(tmp_path / "r.jsonl", [{"question_id": 202, "choices": []}])
-    with pytest.raises(UserError, match=r"r\.jsonl, line 1: no choices"):
+    with pytest.raises(UserError, match=r"r\.jsonl, line 1: choices"):
         mtbench.load_questions(tmp_path / "q.jsonl", references=tmp_path / "r.jsonl")
 
 
@@ -501,7 +501,7 @@ def test_rows_hold_rating_judge_and_temperature(endpoint: Any, answered: Path, m
     for column, value in {"judge": "grader-9", "temperature": 0.3, "prompt": "lkv-1", "status": "ok"}.items():
         assert set(rows[column]) == {value}
     assert list(zip(rows["question"], rows["method"], rows["budget"], rows["turn"], strict=True)) == [
-        (q["question_id"], *cell, turn)
+        (str(q["question_id"]), *cell, turn)
         for q in QUESTIONS
         for cell in (("full", 0), ("snapkv", 64))
         for turn in (1, 2)
