@@ -7,6 +7,7 @@ sha256sum's form. Where a file has a sum of its own, that one counts.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from lkv.errors import UserError
@@ -19,7 +20,8 @@ LEVELS = 4  # how far above a file its study's list may lie: results/STUDY/ablat
 def write_summed(path: str | Path, text: str) -> None:
     """Writes a file and its sum; a stream has none.
 
-    While the file is replaced both sums stand beside it: a stop in between leaves a file with its sum.
+    While a file that agrees with its sum is replaced, both sums stand beside it: a stop in between leaves one
+    of the two with its sum.
     """
     path = Path(path)
     if is_stream(path):
@@ -27,14 +29,17 @@ def write_summed(path: str | Path, text: str) -> None:
             stream.write(text)
         return
     place = path.resolve()
-    sums = [f"{hashlib.sha256(text.encode('utf-8')).hexdigest()}  {place.name}\n"]
+    new = f"{hashlib.sha256(text.encode('utf-8')).hexdigest()}  {place.name}\n"
     if place.is_file():
-        with atomic_write(beside(place)) as stream:
-            stream.writelines([*sums, f"{sha256_file(place)}  {place.name}\n"])
+        before = sha256_file(place)
+        with suppress(UserError):  # a damaged file gets no sum
+            check_sum(place, before)
+            with atomic_write(beside(place)) as stream:
+                stream.write(f"{new}{before}  {place.name}\n")
     with atomic_write(path) as stream:
         stream.write(text)
     with atomic_write(beside(place)) as stream:
-        stream.writelines(sums)
+        stream.write(new)
 
 
 def check_sum(path: str | Path, digest: str) -> None:
@@ -47,9 +52,11 @@ def check_sum(path: str | Path, digest: str) -> None:
         way_out = f"delete {own.name}"
     else:
         own, listed = _listed(place)
-        wanted = {listed} - {""}
+        if not listed:
+            return
+        wanted = {listed}
         way_out = f"take its line out of {own}"
-    if own.is_file() and digest not in (wanted or {digest}):
+    if digest not in wanted:
         raise UserError(
             f"{path} is damaged or was edited: its SHA-256 is not that of {own.name}; make it again, or "
             f"{way_out} to take the file as it is"
