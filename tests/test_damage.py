@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lkv import adapter_files
+from lkv import sums as module_sums
 from lkv.adapter_files import ADAPTER, CARD, CONFIG, LEARNED
 from lkv.bench.mtbench import ANSWER, load_answers
 from lkv.data import frozen
@@ -368,6 +370,39 @@ def test_an_edited_result_is_taken_where_its_sum_is_deleted(sample_file: Path) -
         read_csv(sample_file, SAMPLE_COLUMNS)
     sums(sample_file).unlink()
     assert 11 in set(read_csv(sample_file, SAMPLE_COLUMNS)["score"])
+
+
+def test_a_sum_without_content_agrees_with_nothing(sample_file: Path) -> None:
+    sums(sample_file).write_text("")
+    with pytest.raises(UserError, match="is damaged or was edited"):
+        read_csv(sample_file, SAMPLE_COLUMNS)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("kept", range(1, 4))
+def test_wherever_a_stop_comes_while_a_result_is_replaced_it_has_its_sum_and_damage_has_none(
+    kept: int, damaged: bool, sample_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops before the write `kept` of: both sums, the file, its sum."""
+    real, calls = module_sums.atomic_write, iter(range(1, 9))
+
+    def write_or_stop(*given: Any) -> Any:
+        if next(calls) == kept:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    if damaged:
+        flipped(sample_file, Random(2))
+    monkeypatch.setattr(module_sums, "atomic_write", write_or_stop)
+    with suppress(KeyboardInterrupt):  # of a damaged file no sum is kept, which is one write less
+        write_csv(sample_file, samples(4), SAMPLE_COLUMNS)
+    if not damaged:
+        assert len(read_csv(sample_file, SAMPLE_COLUMNS)) in (9, 12)
+    elif kept < 3:
+        with pytest.raises(UserError, match="is damaged or was edited"):
+            read_csv(sample_file, SAMPLE_COLUMNS)
+    else:
+        assert len(read_csv(sample_file, SAMPLE_COLUMNS)) == 12
 
 
 def test_half_a_samples_file_is_not_summarised(sample_file: Path, tmp_path: Path) -> None:
