@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AVERAGE = "average"
-STATUSES = ("ok", "unparsed", "failed")  # the last two of a judge's ratings
+STATUSES = ("ok", "out of memory", "unparsed", "failed")  # the last two of a judge's ratings
 REFERENCE = "lookaheadkv"
 BUILT_IN = "built-in"
 BUILT_IN_HAYSTACKS = ("noise", "needles", "words", "coded")

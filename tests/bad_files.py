@@ -177,7 +177,7 @@ CELLS = {
         "method": ("",),
     },
     "results/accuracy.csv": {"mean": ("x", "inf", "999"), "n": ("x", "-1"), "budget": ("x", "-1", "inf")},
-    "results/latency.csv": {"median_ms": ("x", "inf", "-1"), "length": ("x", "-1"), "budget": ("x", "inf")},
+    "results/latency.csv": {"median_ms": ("x", "inf"), "length": ("x", "-1"), "budget": ("x", "inf")},
     "results/training.csv": {"kl": ("x", "inf"), "step": ("x", "inf", "-1")},
     "results/recall_by_layer.csv": {"recall": ("x", "inf", "1.5", "-1"), "layer": ("x", "-1", "inf")},
     "results/kept.csv": {"kept": ("x", "inf"), "start": ("x", "-5")},
