@@ -760,7 +760,7 @@ def test_frozen_data_come_back_with_their_origin(tokenizer, tmp_path) -> None:
     freeze(path, iter(records), seed=7, task="niah_single_2", length=1024, tokenizer="toy")
     assert list(load(path)) == records
     facts = json.loads((tmp_path / "niah_single_2@1024.json").read_text(encoding="utf-8"))
-    assert set(facts) == {"sha256", "records", "seed", "task", "length", "tokenizer"}
+    assert set(facts) == {"sha256", "records", "seed", "task", "length", "tokenizer", "lkv_hash"}
     assert (facts["records"], facts["seed"], facts["task"]) == (2, 7, "niah_single_2")
     assert (facts["length"], facts["tokenizer"]) == (1024, "toy")
 
