@@ -77,7 +77,7 @@ def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[st
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         raise ValueError(f"{shown(value)} where a text should be")
     return value
 
