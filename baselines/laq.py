@@ -17,11 +17,11 @@ from functools import partial
 import torch
 
 from baselines import snapkv
-from lkv.decode import decode
-from lkv.engine import evict
+from lkv.eviction.decode import decode
+from lkv.eviction.pipeline import evict
+from lkv.eviction.prefilled import Prefilled
+from lkv.files.json_files import fingerprint
 from lkv.interface import Method, PromptRows, Recipe, Recorded
-from lkv.prefill import Prefilled
-from lkv.records import fingerprint
 
 DRAFT_TOKENS = 32
 LAST_32, LAST_8 = PromptRows(last=32), PromptRows(last=8)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lkv.engine import answer_tail
+from lkv.eviction.answer import answer_tail
+from lkv.eviction.prefilled import Prefilled
 from lkv.interface import Method, Recipe, Tail
-from lkv.prefill import Prefilled
 
 
 def observers(prefilled: Prefilled, budgets: Sequence[int]) -> list[Tail]:

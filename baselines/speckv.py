@@ -15,17 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lkv.draft import Writer, writer
-from lkv.engine import answer_tail, tail_of
+from lkv.eviction.answer import answer_tail, tail_of
+from lkv.eviction.draft import Writer, writer
+from lkv.eviction.prefilled import Prefilled
+from lkv.files.json_files import fingerprint
 from lkv.interface import Method, PromptRows, Recipe, Tail
-from lkv.prefill import Prefilled
-from lkv.records import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lkv.models import Loaded
+    from lkv.model.load import Loaded
 
 DRAFT_TOKENS = 32
 WINDOW = PromptRows(last=32, over="max")
@@ -34,7 +34,7 @@ WINDOW = PromptRows(last=32, over="max")
 def method(
     draft: Loaded | None = None, tokenizer: PreTrainedTokenizerBase | None = None, tokens: int = DRAFT_TOKENS
 ) -> Method:
-    """SpecKV with the model `draft` and the target's `tokenizer`; how they meet is lkv.draft's matter.
+    """SpecKV with the model `draft` and the target's `tokenizer`; see lkv.eviction.draft.
 
     Without a draft model the target drafts for itself: the ceiling of a draft's quality.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lkv.lookahead import LookaheadKV
+    from lkv.lookahead.adapter import LookaheadKV
 
 __version__ = "0.1.0"
 __all__ = ["LookaheadKV", "__version__"]
@@ -14,7 +14,7 @@ __all__ = ["LookaheadKV", "__version__"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import lkv` (tables, plots, workflow helpers) does not pay for torch.
     if name == "LookaheadKV":
-        from lkv.lookahead import LookaheadKV
+        from lkv.lookahead.adapter import LookaheadKV
 
         return LookaheadKV
     raise AttributeError(f"module 'lkv' has no attribute {name!r}")

@@ -2,12 +2,12 @@
 
 import sys
 
-from lkv.signals import leave_at_once
+from lkv.cli.signals import leave_at_once
 
 
 def main() -> int:
     leave_at_once()
-    from lkv.cli import main
+    from lkv.cli.main import main
 
     return main()
 

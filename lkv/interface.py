@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from lkv.prefill import Prefilled
+    from lkv.eviction.prefilled import Prefilled
 
 Importance: TypeAlias = "list[Tensor]"  # one [B, H, N] float32 a full-attention layer
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lkv.interface import Method, PromptRows, Recipe
-    from lkv.lookahead import LookaheadKV
-    from lkv.models import Loaded
+    from lkv.lookahead.adapter import LookaheadKV
+    from lkv.model.load import Loaded
 
 # name: module:attribute. The attribute is a Method, but for LookaheadKV (its adapter makes it) and SpecKV (a
 # function of its draft model).
@@ -25,7 +25,7 @@ METHODS = {
     "laq": "baselines.laq:METHOD",
     "laqpp": "baselines.laq:PLUS_PLUS",
     "speckv": "baselines.speckv:method",
-    "lookaheadkv": "lkv.lookahead:LookaheadKV",
+    "lookaheadkv": "lkv.lookahead.adapter:LookaheadKV",
     "oracle": "baselines.oracle:METHOD",
 }
 # The smallest budgets, which a method's module says as well, but that needs torch; the others': 1.

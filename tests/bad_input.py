@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from lkv.cli import main
+from lkv.cli.main import main
 from lkv.data.frozen import freeze
-from lkv.records import HASH
-from lkv.sums import beside as sums
+from lkv.files.json_files import HASH
+from lkv.files.sums import beside as sums
 
 Change = Callable[[Path], object]
 ON_CPU = "--device cpu --dtype float32"

@@ -17,9 +17,9 @@ import torch
 from bad_input import make_world, restore
 from transformers import PreTrainedModel
 
-from lkv.attention import SDPA
-from lkv.launch import launch
-from lkv.tiny import tiny_model
+from lkv.distributed.launch import launch
+from lkv.model.attention import SDPA
+from lkv.model.random_weights import tiny_model
 
 torch.set_num_threads(1)  # tiny models: more threads wait for each other longer than they compute
 

@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lkv.cli", "pandas", "torch", "transformers", "matplotlib.pyplot", "peft"])
+FORKS.set_forkserver_preload(["lkv.cli.main", "pandas", "torch", "transformers", "matplotlib.pyplot", "peft"])
 
 
 def start(words: list[str], said: Path) -> ForkServerProcess:
@@ -24,7 +24,7 @@ def start(words: list[str], said: Path) -> ForkServerProcess:
 
 
 def _run(words: list[str], said: str, folder: str) -> None:
-    from lkv.cli import main
+    from lkv.cli.main import main
 
     code = 1
     try:

@@ -21,20 +21,23 @@ from torch import Tensor
 from zoo import EVICTED, LEARNING
 
 from lkv import registry
-from lkv.attention import observable
-from lkv.cache import entries, gather, prompt_cache, windows
-from lkv.engine import evict, prefill_layerwise
+from lkv.cache.evictable import entries, gather, prompt_cache
+from lkv.cache.rows import windows
 from lkv.errors import UserError
-from lkv.evaluate import evaluate
-from lkv.forward import logits
-from lkv.generate import evicting, generate
+from lkv.eviction.generate import generate
+from lkv.eviction.hooks import evicting
+from lkv.eviction.layerwise import prefill_layerwise
+from lkv.eviction.pipeline import evict
+from lkv.eviction.prefill import prefill
+from lkv.eviction.select import Kept, select
 from lkv.interface import Method, PromptRows, Ranking
-from lkv.lookahead import LookaheadKV
-from lkv.models import Loaded
-from lkv.prefill import prefill
-from lkv.select import Kept, select
-from lkv.support import eviction_problem
-from lkv.tiny import tiny_tokenizer
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.measure.accuracy import evaluate
+from lkv.model.attention import observable
+from lkv.model.forward import logits
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.model.support import eviction_problem
 
 PROMPT, BUDGET, NEW, STOP = 120, 48, 5, 257
 TRAINING_FREE = [name for name in registry.METHODS if name != "lookaheadkv"]
@@ -268,7 +271,7 @@ def test_lm_eval_answers_as_generate_does(name: str, truths: dict[str, Truth]) -
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
 
-    from lkv.harness import LKV
+    from lkv.integrations.lm_eval import LKV
 
     truth = truth_of(name, truths)
     tokenizer = tiny_tokenizer()
@@ -286,7 +289,7 @@ def test_lm_eval_answers_as_generate_does(name: str, truths: dict[str, Truth]) -
 
 
 def _counts(how: str, truth: Truth) -> list[int]:
-    from lkv.select import layer_budgets
+    from lkv.eviction.layer_budgets import layer_budgets
 
     return layer_budgets(registry.get(how, draft="self").recipe, BUDGET, len(truth.layers), PROMPT)
 

@@ -15,7 +15,8 @@ from bad_input import Case, listing, rehashed
 from bad_models import adapter_cases, model_cases, source_cases, spec_cases, yaml_cases
 from bad_values import file_cases, line_cases, value_cases, word_cases
 
-from lkv.cli import main, parser
+from lkv.cli.main import main
+from lkv.cli.parser import parser
 from lkv.errors import UserError, plain
 
 

@@ -12,8 +12,8 @@ from bad_files import JUDGE
 from bad_input import DEEP, MANY_DIGITS
 from test_mtbench import Endpoint, endpoint, said  # noqa: F401  (a fixture)
 
-from lkv.cli import main
-from lkv.journal import Journal
+from lkv.cli.main import main
+from lkv.results.journal import Journal
 
 Reply = tuple[int, dict[str, str], Any]
 Served = Callable[[Callable[[int, dict[str, Any]], Reply]], Endpoint]

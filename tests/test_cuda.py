@@ -15,13 +15,17 @@ from test_strange_models import NEW, ROPES, SNAPKV, lora, own
 from torch import Tensor, nn
 from zoo import EVICTED, LEARNING
 
-from lkv import attention, registry
-from lkv.attention import FLASH, SDPA
-from lkv.decode import decode_all
-from lkv.generate import evicting, generate
-from lkv.lookahead import LookaheadKV
-from lkv.models import load, obtain
-from lkv.prefill import compact, prefill
+from lkv import registry
+from lkv.eviction.compact import compact
+from lkv.eviction.decode import decode_all
+from lkv.eviction.generate import generate
+from lkv.eviction.hooks import evicting
+from lkv.eviction.prefill import prefill
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model import attention
+from lkv.model.attention import FLASH, SDPA
+from lkv.model.fetch import obtain
+from lkv.model.load import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -17,10 +17,12 @@ import yaml
 from test_claims import BY_ID
 from test_workflow import ALWAYS, ROOT, TINY, environment, planned, snakemake, working_copy
 
-from lkv import study
 from lkv.claims.evidence import read_evidence
 from lkv.claims.rules import judged
-from lkv.records import read_json
+from lkv.files.json_files import read_json
+from lkv.report import kinds
+from lkv.study import check as study
+from lkv.study import targets
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_report_is_made(finished: Path) -> None:
-    made = study.targets(study.read_config(ROOT / TINY, ROOT))
+    made = targets.targets(study.read_config(ROOT / TINY, ROOT))
     assert [name for name in made if not (finished / name).stat().st_size] == []
     assert yaml.safe_load((finished / "results/tiny/config.yaml").read_text())["seed"] == 42
 
@@ -70,7 +72,7 @@ def test_the_finished_study_is_one_page_and_nothing_runs_again_for_it(finished: 
     run = snakemake(finished, *CALL, "reports/report.html")
     assert run.returncode == 0, run.stdout
     page = (finished / "reports/report.html").read_text(encoding="utf-8")
-    assert all(f"reports/{kind}.svg" in page for kind in study.PLOTS)
+    assert all(f"reports/{kind}.svg" in page for kind in kinds.PLOTS)
     assert '"rule": "evaluate"' in page  # the whole workflow, not the reports' rules alone
 
 

@@ -22,31 +22,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lkv import adapter_files
-from lkv import sums as module_sums
-from lkv.adapter_files import ADAPTER, CARD, CONFIG, LEARNED
-from lkv.bench.mtbench import ANSWER, load_answers
+from lkv.bench.mtbench.questions import ANSWER, load_answers
 from lkv.data import frozen
 from lkv.data.shards import Stored
 from lkv.errors import UserError
-from lkv.lookahead import LookaheadKV
-from lkv.models import Loaded, load, load_tokenizer, obtain
-from lkv.records import (
-    ABLATION_COLUMNS,
-    ACCURACY_COLUMNS,
-    HASH,
-    JUDGEMENT_COLUMNS,
-    SAMPLE_COLUMNS,
-    read_csv,
-    read_json,
-    sha256_file,
-    write_csv,
-    write_hashed_json,
-)
-from lkv.summarise import write_summary
-from lkv.sums import beside as sums
-from lkv.sums import write_summed
-from lkv.train import Arm, Schedule, train
+from lkv.files import sums as module_sums
+from lkv.files.json_files import HASH, read_json, write_hashed_json
+from lkv.files.sums import beside as sums
+from lkv.files.sums import sha256_file, write_summed
+from lkv.lookahead import files as adapter_files
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.lookahead.arm import Arm, Schedule
+from lkv.lookahead.files import ADAPTER, CARD, CONFIG, LEARNED
+from lkv.lookahead.train import train
+from lkv.model.fetch import obtain
+from lkv.model.load import Loaded, load
+from lkv.model.tokenizer import load_tokenizer
+from lkv.results.columns import ABLATION_COLUMNS, ACCURACY_COLUMNS, JUDGEMENT_COLUMNS, SAMPLE_COLUMNS
+from lkv.results.csv_files import read_csv, write_csv
+from lkv.results.summarise import write_summary
 
 CPU = torch.device("cpu")
 
@@ -312,16 +306,16 @@ def test_training_that_diverges_stops_with_step_and_rate_and_stores_nothing(
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(
     loaded: Loaded, prompts: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lkv import train as module
+    from lkv.lookahead import train as module
 
-    real = module._save
+    real = module.save_checkpoint
 
     def save_and_stop(*given: Any) -> None:
         real(*given)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_save", save_and_stop)
+        patch.setattr(module, "save_checkpoint", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             run(loaded, prompts, tmp_path, 4)
     checkpoint = tmp_path / "checkpoint.pt"

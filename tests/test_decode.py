@@ -11,12 +11,15 @@ import pytest
 import torch
 from conftest import observed
 
-from lkv import decode as decoding
 from lkv import registry
-from lkv.cache import Row
-from lkv.decode import decode, decode_all, rounded_up
-from lkv.engine import evicted, prefill_scored
+from lkv.cache.rows import Row
 from lkv.errors import UserError
+from lkv.eviction import decode as decoding
+from lkv.eviction import decoder
+from lkv.eviction.decode import decode, decode_all
+from lkv.eviction.decoder import rounded_up
+from lkv.eviction.pipeline import evicted
+from lkv.eviction.single_pass import prefill_scored
 
 NEW = 24
 
@@ -48,8 +51,8 @@ def cut(answer: list[int], stop: frozenset[int]) -> list[int]:
 
 def test_a_model_that_nobody_uses_is_freed_with_what_decodes_its_rows(rows: list[Row]) -> None:
     model = observed("llama")
-    decoder = decoding._decoder(model, rows, NEW, False)
-    decoding._pools[model].decoders[6, 1, False, 0.0] = decoder  # where a captured one is kept
+    kept = decoder.decoder_for(model, rows, NEW, False)
+    decoder._pools[model].decoders[6, 1, False, 0.0] = kept  # where a captured one is kept
     gone = ref(model)
     del model
     gc.collect()
@@ -62,8 +65,10 @@ def test_rows_that_end_early_leave_the_others_answers_as_they_are(
 ) -> None:
     stop = frozenset(answer[3 + i] for i, answer in enumerate(alone[:ended]))
     sizes: list[int] = []
-    real = decoding._decoder
-    monkeypatch.setattr(decoding, "_decoder", lambda m, r, *more: sizes.append(len(r)) or real(m, r, *more))
+    real = decoder.decoder_for
+    monkeypatch.setattr(
+        decoding, "decoder_for", lambda m, r, *more: sizes.append(len(r)) or real(m, r, *more)
+    )
     done = decode(model, rows, NEW, stop)
     assert done.tokens == [cut(answer, stop) for answer in alone]
     lasting = sum(cut(answer, stop) == answer for answer in alone)

@@ -10,17 +10,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lkv import device
+from lkv.distributed import gpu_lease
 from lkv.errors import UserError
+from lkv.model import device
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHER = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from test_device import pretend
-from lkv import device
+from lkv.distributed import gpu_lease
 pretend(setattr, {cards})
-print(device.pick("cuda", {jobs}).index, flush=True)
+print(gpu_lease.pick("cuda", {jobs}).index, flush=True)
 sys.stdin.read()
 """
 
@@ -39,8 +40,8 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-u
     """Locks in a folder of their own; what this process leases is given back."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(device, "_leases", [])
-    monkeypatch.setattr(device, "_share", 1)
+    monkeypatch.setattr(gpu_lease, "_leases", [])
+    monkeypatch.setattr(device, "_jobs", 1)
     others = []
 
     def beside(number: int, jobs: int) -> int:
@@ -56,26 +57,26 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-u
     for other in others:
         if other.poll() is None:
             other.communicate("")
-    for lease in device._leases:
+    for lease in gpu_lease._leases:
         lease.close()
 
 
 def test_a_job_alone_gets_a_gpu_that_nobody_holds(cards, monkeypatch):
     pretend(monkeypatch.setattr, 2)
     assert cards(2, 1) == 0
-    assert device.pick("cuda").index == 1
+    assert gpu_lease.pick("cuda").index == 1
     assert device.memory(torch.device("cuda", 1)) == 64 << 30
     with pytest.raises(UserError, match="all 2 GPUs are leased by other lkv jobs"):
-        device.pick("cuda")
+        gpu_lease.pick("cuda")
 
 
 def test_jobs_that_share_fill_the_gpus_evenly_and_count_on_their_share_of_memory(cards, monkeypatch):
     pretend(monkeypatch.setattr, 2)
     assert [cards(2, 2), cards(2, 2), cards(2, 2)] == [0, 1, 0]
-    assert device.pick("cuda", 2).index == 1
+    assert gpu_lease.pick("cuda", 2).index == 1
     assert device.memory(torch.device("cuda", 1)) == 32 << 30
     with pytest.raises(UserError, match="all 2 GPUs are leased"):
-        device.pick("cuda", 2)
+        gpu_lease.pick("cuda", 2)
 
 
 def test_a_job_alone_waits_for_those_that_share_and_no_more_come(cards, monkeypatch):
@@ -86,17 +87,17 @@ def test_a_job_alone_waits_for_those_that_share_and_no_more_come(cards, monkeypa
     def meanwhile(notice: str) -> None:
         said.append(notice)
         with pytest.raises(UserError, match="all 1 GPUs are leased"):
-            device.pick("cuda", 3)
+            gpu_lease.pick("cuda", 3)
         cards.others[0].communicate("")  # ends
 
-    assert device.pick("cuda", notify=meanwhile).index == 0
+    assert gpu_lease.pick("cuda", notify=meanwhile).index == 0
     assert said == ["waiting for the jobs that share GPU 0"]
     with pytest.raises(UserError, match="all 1 GPUs are leased"):
-        device.pick("cuda", 3)
+        gpu_lease.pick("cuda", 3)
 
 
 def test_jobs_that_share_and_jobs_alone_keep_off_each_others_gpu(cards, monkeypatch):
     pretend(monkeypatch.setattr, 2)
     assert cards(2, 4) == 0
-    assert device.pick("cuda").index == 1
+    assert gpu_lease.pick("cuda").index == 1
     assert cards(2, 4) == 0

@@ -14,14 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_workflow import ALWAYS, ROOT, planned, snakemake
 
-from lkv import study
-from lkv.checks import check_budgets
-from lkv.cli import main
+from lkv.cli.main import main
 from lkv.data.tables import File, open_table
 from lkv.errors import UserError
-from lkv.records import read_csv, read_json, read_jsonl
+from lkv.files.json_files import read_json, read_jsonl
+from lkv.files.strict_yaml import dump_yaml, parse_yaml, read_yaml
 from lkv.registry import METHODS, SELF, get, smallest_budget
-from lkv.strict_yaml import dump_yaml, parse_yaml, read_yaml
+from lkv.results.csv_files import read_csv
+from lkv.study import check as study
+from lkv.study import schema
+from lkv.study.budgets import check_budgets
 
 MARK = b"\xef\xbb\xbf"  # the byte order mark that some Windows tools write
 
@@ -54,7 +56,7 @@ def test_the_registrys_smallest_budgets_are_those_of_the_methods() -> None:
         if name != "lookaheadkv":  # whose recipe forces nothing: RECIPE below
             method = get(name, draft=SELF if name == "speckv" else None)
             assert smallest_budget(name) == method.smallest_budget, name
-    from lkv.lookahead import RECIPE
+    from lkv.lookahead.adapter import RECIPE
 
     assert smallest_budget("lookaheadkv") == max(1, RECIPE.window + RECIPE.sinks)
 
@@ -254,14 +256,14 @@ def test_shipped_yaml_is_plain(path: Path) -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_any_input(tmp_path: Path) -> None:
+    from lkv.cli.loading import prompt_text
     from lkv.data.documents import haystack
-    from lkv.verbs import _text
 
     def marked(name: str, text: str) -> Path:
         (tmp_path / name).write_bytes(MARK + text.encode())
         return tmp_path / name
 
-    assert _text(marked("prompt.txt", "Who?")) == "Who?"
+    assert prompt_text(marked("prompt.txt", "Who?")) == "Who?"
     assert read_json(marked("a.json", '{"b": 1}')) == {"b": 1}
     assert list(read_jsonl(marked("a.jsonl", '{"b": 1}\n{"b": 2}\n'))) == [{"b": 1}, {"b": 2}]
     assert read_yaml(marked("a.yaml", "b: 1")) == {"b": 1}
@@ -294,13 +296,13 @@ def test_a_models_file_of_the_working_directory_comes_first(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = str(ROOT / "config/models/tiny-llama.yaml")
-    assert study.spec_file("tiny-llama") == shipped
+    assert schema.spec_file("tiny-llama") == shipped
     mine = tmp_path / "config/models/tiny-llama.yaml"
     mine.parent.mkdir(parents=True)
     mine.write_text(Path(shipped).read_text() + "learning_rate: 0.5\n")
-    assert study.spec_file("tiny-llama") == "config/models/tiny-llama.yaml"
-    assert study.model_spec("tiny-llama")["learning_rate"] == 0.5
-    assert study.model_spec("tiny-qwen3")["name"] == "tiny-qwen3"
+    assert schema.spec_file("tiny-llama") == "config/models/tiny-llama.yaml"
+    assert schema.model_spec("tiny-llama")["learning_rate"] == 0.5
+    assert schema.model_spec("tiny-qwen3")["name"] == "tiny-qwen3"
 
 
 def test_what_snakemakes_own_reader_lets_pass_is_refused_by_the_workflow(tmp_path: Path) -> None:
@@ -308,9 +310,9 @@ def test_what_snakemakes_own_reader_lets_pass_is_refused_by_the_workflow(tmp_pat
     with pytest.raises(
         UserError, match=r"x\.yaml, line \d+: the key 'seed' a second time \(first on line 3\)"
     ):
-        study.read_plainly([tmp_path / "x.yaml"])
+        schema.read_plainly([tmp_path / "x.yaml"])
     (tmp_path / "x.json").write_text(json.dumps({"a": "\t"}))
-    study.read_plainly([tmp_path / "x.json"])
+    schema.read_plainly([tmp_path / "x.json"])
 
 
 # ---- the same on the command line -------------------------------------------------------------------------

@@ -14,16 +14,23 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lkv import registry
-from lkv.attention import SDPA, observable
-from lkv.cache import full_layers, prompt_cache
-from lkv.decode import decode, decode_all
-from lkv.engine import answer_tail, evict, evicted, look, observe, prefill_layerwise, prefill_scored
+from lkv.cache.evictable import full_layers, prompt_cache
 from lkv.errors import UserError
-from lkv.generate import evicting, generate
+from lkv.eviction.answer import answer_tail
+from lkv.eviction.compact import compact
+from lkv.eviction.decode import decode, decode_all
+from lkv.eviction.extend import extend
+from lkv.eviction.generate import generate
+from lkv.eviction.hooks import evicting
+from lkv.eviction.layerwise import prefill_layerwise
+from lkv.eviction.observe import observe
+from lkv.eviction.pipeline import evict, evicted
+from lkv.eviction.prefill import look, prefill, prefill_many
+from lkv.eviction.select import select
+from lkv.eviction.single_pass import prefill_scored
 from lkv.interface import PromptRows, Recipe
-from lkv.lookahead import LookaheadKV
-from lkv.prefill import compact, extend, prefill, prefill_many
-from lkv.select import select
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model.attention import SDPA, observable
 
 NEW = 12
 

@@ -15,21 +15,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lkv import decode as decoding
-from lkv import evaluate as module
-from lkv.chat import chat_ids, record_parts
-from lkv.decode import decode
-from lkv.engine import observe
 from lkv.errors import UserError
-from lkv.evaluate import evaluate
+from lkv.eviction import decoder
+from lkv.eviction.compact import compact
+from lkv.eviction.decode import decode
+from lkv.eviction.extend import extend
+from lkv.eviction.observe import observe
+from lkv.eviction.prefill import prefill
+from lkv.eviction.select import select
 from lkv.interface import Method, PromptRows, Ranking, Recipe
-from lkv.journal import HEAD, Journal
-from lkv.lookahead import LookaheadKV
-from lkv.models import Loaded, load, obtain
-from lkv.prefill import compact, extend, prefill
-from lkv.records import SAMPLE_COLUMNS
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.measure import accuracy as module
+from lkv.measure import conditions
+from lkv.measure.accuracy import evaluate
+from lkv.model.chat_template import chat_ids, record_parts
+from lkv.model.fetch import obtain
+from lkv.model.load import Loaded, load
 from lkv.registry import FULL, METHODS, get
-from lkv.select import select
+from lkv.results.columns import SAMPLE_COLUMNS
+from lkv.results.journal import HEAD, Journal
 
 LAYERS, KV_HEADS, HEAD_DIM, FLOAT32 = 4, 2, 16, 4  # four layers: PyramidKV's steps are no whole numbers
 SOURCE = {
@@ -566,7 +570,7 @@ def test_samples_are_written_as_they_end_so_that_a_late_kill_loses_few(
     eight = [records[i % 2] | {"sample": i, "planned": 8} for i in range(8)]
     compared = [get(name) for name in ("snapkv", "streamingllm", "random")]
     settings = (compared, [34, 36, 38, 40, 42, 44], "mine", 7)
-    steps, real = [0], decoding.Decoder._step
+    steps, real = [0], decoder.Decoder._step
 
     def counted(self: Any) -> None:
         steps[0] += 1
@@ -574,7 +578,7 @@ def test_samples_are_written_as_they_end_so_that_a_late_kill_loses_few(
             raise KeyboardInterrupt
         real(self)
 
-    monkeypatch.setattr(decoding.Decoder, "_step", counted)
+    monkeypatch.setattr(decoder.Decoder, "_step", counted)
     last = -1
     evaluate(loaded, eight, *settings, tmp_path / "whole", tmp_path / "whole.csv")
     last, steps[0] = int(0.93 * steps[0]), 0
@@ -619,7 +623,7 @@ def test_every_field_of_every_part_of_a_method_is_in_the_journals_key(
     method: Method, records: list[dict[str, Any]]
 ) -> None:
     def key(made: Method) -> str:
-        [_, cell] = module._cells(records[0], [], [made], [64], []).values()
+        [_, cell] = conditions.journal_keys(records[0], [], [made], [64], []).values()
         return cell
 
     assert key(method) == key(replace(method))

@@ -11,13 +11,17 @@ from conftest import observed
 from torch import Tensor, nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
-from lkv import forward, kernels, registry
-from lkv.attention import Pass
-from lkv.cache import entries, prompt_cache
-from lkv.decode import decode
-from lkv.engine import evicted, prefill_layerwise, prefill_scored
-from lkv.forward import implementation, ours, states
-from lkv.lookahead import LookaheadKV
+from lkv import kernels, registry
+from lkv.cache.evictable import entries, prompt_cache
+from lkv.eviction.decode import decode
+from lkv.eviction.layerwise import prefill_layerwise
+from lkv.eviction.pipeline import evicted
+from lkv.eviction.single_pass import prefill_scored
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model import forward
+from lkv.model.architecture import ours
+from lkv.model.attention import Pass
+from lkv.model.forward import implementation, states
 
 
 def through(model: PreTrainedModel, ids: Tensor, adapter: Any = None, carried: Pass | None = None) -> Any:

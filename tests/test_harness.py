@@ -18,11 +18,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lkv.attention import observable
 from lkv.errors import UserError
-from lkv.generate import evicting, generate
-from lkv.lookahead import LookaheadKV
-from lkv.models import obtain
+from lkv.eviction.generate import generate
+from lkv.eviction.hooks import evicting
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model.attention import observable
+from lkv.model.fetch import obtain
 from lkv.registry import METHODS, get
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'lkv[data]')")
@@ -30,7 +31,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lkv.harness import LKV, _end  # noqa: E402
+from lkv.integrations.lm_eval import LKV, _end  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 LAYERS, BUDGET = 2, 64
@@ -300,7 +301,15 @@ def test_bad_model_args_are_refused_in_one_line(
 
 def test_a_refusal_in_lm_evals_own_command_is_one_line_and_exit_code_2(place: Path, tmp_path: Path) -> None:
     arguments = f"pretrained={place / 'tiny'},method=snapkv,budget=16"
-    command = [sys.executable, "-m", "lkv.plugin", "--model", "lkv", "--model_args", arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "lkv.integrations.lm_eval_plugin",
+        "--model",
+        "lkv",
+        "--model_args",
+        arguments,
+    ]
     given = ["--tasks", "local_hotpotqa", "--device", "cpu", "--include_path", str(place / "tasks")]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *given], cwd=tmp_path, env=settings, capture_output=True, text=True)
@@ -344,7 +353,8 @@ def test_the_entry_points_of_pyproject_lead_to_the_model() -> None:
 
 
 def test_importing_torch_does_not_bring_lm_eval_along() -> None:
-    code = "import sys; from lkv.plugin import register; register(); print('lm_eval' in sys.modules)"
+    code = "import sys; from lkv.integrations import lm_eval_plugin; lm_eval_plugin.register(); "
+    code += "print('lm_eval' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -12,18 +12,21 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lkv import records
-from lkv.chat import record_ids, record_offsets, record_parts
-from lkv.cli import main
+from lkv.cli.main import main
 from lkv.data.frozen import freeze
 from lkv.errors import UserError
-from lkv.evaluate import evaluate
-from lkv.inspection import BINS, bin_edges, bin_parts, inspect, kept_share
-from lkv.models import Loaded, load, obtain
-from lkv.prefill import prefill
+from lkv.eviction.prefill import prefill
+from lkv.eviction.select import Kept, select
+from lkv.measure.accuracy import evaluate
+from lkv.measure.kept import BINS, bin_edges, bin_parts, kept_share
+from lkv.measure.recall import inspect
+from lkv.model.chat_template import record_ids, record_offsets, record_parts
+from lkv.model.fetch import obtain
+from lkv.model.load import Loaded, load
+from lkv.model.random_weights import tiny_tokenizer
 from lkv.registry import get
-from lkv.select import Kept, select
-from lkv.tiny import tiny_tokenizer
+from lkv.results import columns
+from lkv.results.csv_files import read_csv
 
 SOURCE = {"kind": "random", "family": "llama", "seed": 3, "layers": 3, "heads": 4, "kv_heads": 2}
 BUDGETS = [40, 64]
@@ -62,8 +65,8 @@ def found(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.
     methods = [get(name) for name in METHODS]
     inspect(loaded, [record(0), record(1)], methods, BUDGETS, "s", 1, out / "r.csv", out / "k.csv")
     return (
-        records.read_csv(out / "r.csv", records.RECALL_COLUMNS),
-        records.read_csv(out / "k.csv", records.KEPT_COLUMNS).fillna({"part": ""}),
+        read_csv(out / "r.csv", columns.RECALL_COLUMNS),
+        read_csv(out / "k.csv", columns.KEPT_COLUMNS).fillna({"part": ""}),
     )
 
 
@@ -98,7 +101,7 @@ def test_recall_by_head_is_the_overlap_of_two_plain_top_c(loaded, found):
 def test_the_mean_over_layers_and_heads_is_what_evaluate_calls_recall_raw(loaded, found, tmp_path):
     methods = [get(name) for name in METHODS]
     evaluate(loaded, [record(0), record(1)], methods, BUDGETS, "s", 1, tmp_path / "j", tmp_path / "s.csv")
-    scored = records.read_csv(tmp_path / "s.csv", records.SAMPLE_COLUMNS)
+    scored = read_csv(tmp_path / "s.csv", columns.SAMPLE_COLUMNS)
     scored = scored[scored["method"] != "full"]
     key = ["method", "budget"]
     raw = scored.groupby(key)["recall_raw"].mean()
@@ -128,10 +131,10 @@ def test_before_the_question_is_known_the_context_alone_is_inspected(loaded, tmp
     given = record(question_aware=False)
     out = tmp_path / "r.csv", tmp_path / "k.csv"
     inspect(loaded, [given], [get("snapkv"), get("oracle")], [64], "s", 1, *out)
-    bins = records.read_csv(out[1], records.KEPT_COLUMNS)
+    bins = read_csv(out[1], columns.KEPT_COLUMNS)
     assert bins["end"].max() == len(record_parts(loaded.tokenizer, given)[0])
     assert set(bins["part"].dropna()) == {"answer"}  # the question is not evicted, nor what follows it
-    recalls = records.read_csv(out[0], records.RECALL_COLUMNS).set_index("method")["recall"]
+    recalls = read_csv(out[0], columns.RECALL_COLUMNS).set_index("method")["recall"]
     assert set(recalls["oracle"]) == {1.0}
 
 

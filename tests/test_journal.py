@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lkv import journal as module
 from lkv.errors import UserError
-from lkv.journal import Journal
+from lkv.results import journal as module
+from lkv.results.journal import Journal
 
 FIRST, SECOND, THIRD = (
     [{"key": f"{group}/{i}", "tokens": [i], "prediction": 'é "…"\n\u2028'} for i in range(size)]

@@ -14,10 +14,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from lkv import blocks as plain
-from lkv import select as reference
+from lkv.eviction import select as reference
 from lkv.interface import Recipe
 from lkv.kernels import blocks, decode, gather, linear, scores, topk
+from lkv.kernels import reference as plain
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

@@ -21,10 +21,13 @@ import pytest
 import torch
 
 from lkv.data.frozen import freeze
-from lkv.lookahead import LookaheadKV
-from lkv.models import load, obtain
-from lkv.records import RECALL_COLUMNS, SAMPLE_COLUMNS, write_csv, write_json, write_jsonl
-from lkv.writing import SUFFIX
+from lkv.files.atomic import SUFFIX
+from lkv.files.json_files import write_json, write_jsonl
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model.fetch import obtain
+from lkv.model.load import load
+from lkv.results.columns import RECALL_COLUMNS, SAMPLE_COLUMNS
+from lkv.results.csv_files import write_csv
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"kind": "random", "family": "llama", "layers": 2, "context": 1200, "seed": 1}
@@ -174,7 +177,7 @@ runpy.run_module("lkv", run_name="__main__")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("module", ["lkv.cli", "argparse", "yaml", "pandas"])
+@pytest.mark.parametrize("module", ["lkv.cli.main", "argparse", "yaml", "pandas"])
 def test_a_signal_while_the_program_is_imported_is_one_line(
     module: str, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -191,7 +194,7 @@ def test_a_signal_while_the_program_is_imported_is_one_line(
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """nohup's promise."""
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    code += "from lkv.signals import *; leave_at_once()\nwith heard(): signal.raise_signal(signal.SIGHUP)"
+    code += "from lkv.cli.signals import *; leave_at_once()\nwith heard(): signal.raise_signal(signal.SIGHUP)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -12,19 +12,24 @@ import torch
 import yaml
 from conftest import observed
 
-from lkv import latency as timing
-from lkv import prefill as prefilling
 from lkv import registry
-from lkv.cache import entry_bytes
-from lkv.cli import main
-from lkv.decode import decode
+from lkv.cache.sizes import entry_bytes
+from lkv.cli.main import main
 from lkv.errors import UserError
+from lkv.eviction import prefill as prefilling
+from lkv.eviction.decode import decode
 from lkv.interface import Method
-from lkv.latency import ADDED, Stopwatch, alike, latency, measure
-from lkv.lookahead import LookaheadKV
-from lkv.models import Loaded
-from lkv.records import LATENCY_COLUMNS, read_csv
-from lkv.tiny import tiny_tokenizer
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.measure import latency as module
+from lkv.measure import timing
+from lkv.measure.latency import latency
+from lkv.measure.latency_rows import ADDED
+from lkv.measure.stopwatch import Stopwatch
+from lkv.measure.timing import alike, measure
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.results.columns import LATENCY_COLUMNS
+from lkv.results.csv_files import read_csv
 
 NAMES = ("streamingllm", "snapkv", "pyramidkv", "laq", "speckv", "lookaheadkv")
 LENGTHS = (96, 160)
@@ -169,7 +174,7 @@ def test_out_of_memory_at_a_length_is_a_row_and_the_study_goes_on(
             raise torch.OutOfMemoryError
         return real(loaded, ids, together, *more)
 
-    monkeypatch.setattr(timing, "measure", scarce)
+    monkeypatch.setattr(module, "measure", scarce)
     frame = run(loaded, methods)
     lost = frame[frame["status"] != "ok"]
     assert set(zip(lost["method"], lost["length"], strict=True)) == {("laq", 160)}
@@ -184,7 +189,7 @@ def test_without_a_plain_prefill_nothing_is_compared(
     def never(*_: Any) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(timing, "measure", never)
+    monkeypatch.setattr(module, "measure", never)
     frame = run(loaded, methods[:3])
     assert set(frame["status"]) == {"out of memory"}
     assert set(frame["phase"]) == {"total"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lkv.launch import LOST, launch, world
+from lkv.distributed.launch import LOST, launch, world
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +55,7 @@ def test_a_process_that_a_signal_ended_is_named(capfd: pytest.CaptureFixture[str
 def test_who_ends_the_launcher_ends_all(number: int, code: int, tmp_path: Path) -> None:
     own = f"open(f'{tmp_path}/{{rank}}', 'w').write(str(os.getpid())); time.sleep(60)"
     start = (
-        "import signal, sys; from lkv.launch import launch; "
+        "import signal, sys; from lkv.distributed.launch import launch; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which background jobs ignore
         f"sys.exit(launch(2, {python(own)!r}))"
     )

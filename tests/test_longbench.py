@@ -1,4 +1,4 @@
-"""Promises of lkv.bench.longbench and lkv.bench.sources: official prompts from any source."""
+"""Promises of lkv.bench.longbench.tasks and lkv.bench.sources: official prompts from any source."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from pathlib import Path
 import pytest
 from conftest import unpack
 
-from lkv.bench import longbench_metrics, longbench_prompts, sources
-from lkv.bench.longbench import TASKS, build, score
-from lkv.bench.longbench_prompts import WORDINGS, fill, template
-from lkv.chat import record_ids, record_parts
+from lkv.bench import sources
+from lkv.bench.longbench import metrics as longbench_metrics
+from lkv.bench.longbench import prompts as longbench_prompts
+from lkv.bench.longbench.prompts import WORDINGS, fill, template
+from lkv.bench.longbench.tasks import TASKS, build, score
+from lkv.bench.protocol import PROTOCOLS, Protocol
 from lkv.data.documents import documents
 from lkv.data.frozen import freeze
 from lkv.errors import UserError
-from lkv.protocol import PROTOCOLS, Protocol
-from lkv.records import fingerprint
+from lkv.files.json_files import fingerprint
+from lkv.model.chat_template import record_ids, record_parts
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LKV_SHARED", Path(__file__).resolve().parents[2] / "shared"))

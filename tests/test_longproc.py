@@ -13,14 +13,16 @@ from conftest import observed
 
 from lkv import bench, registry
 from lkv.bench import longproc
-from lkv.chat import chat_ids, record_ids, record_parts
+from lkv.bench.protocol import PROTOCOLS
 from lkv.data import frozen
 from lkv.errors import UserError
-from lkv.evaluate import RECORD, evaluate
-from lkv.models import Loaded
-from lkv.protocol import PROTOCOLS
-from lkv.records import SAMPLE_COLUMNS, read_csv
-from lkv.tiny import tiny_tokenizer
+from lkv.measure.accuracy import evaluate
+from lkv.measure.conditions import RECORD
+from lkv.model.chat_template import chat_ids, record_ids, record_parts
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.results.columns import SAMPLE_COLUMNS
+from lkv.results.csv_files import read_csv
 
 OFFICIAL = PROTOCOLS["official"]
 TOKENIZER = tiny_tokenizer()

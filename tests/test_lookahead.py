@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from lkv import probe
-from lkv.attention import SDPA
-from lkv.engine import look
 from lkv.errors import UserError
+from lkv.eviction.importance import kl_divergence, reference
+from lkv.eviction.prefill import look, prefill
+from lkv.files.json_files import read_json, write_hashed_json
+from lkv.files.sums import sha256_file
 from lkv.interface import Tail
-from lkv.lookahead import LINEARS, LookaheadKV
-from lkv.observe import kl_divergence, reference
-from lkv.prefill import prefill
-from lkv.records import read_json, sha256_file, write_hashed_json
-from lkv.share import FACTS, share
-from lkv.tiny import tiny_model
+from lkv.lookahead import probe
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.lookahead.publish import FACTS, share
+from lkv.model.architecture import LINEARS
+from lkv.model.attention import SDPA
+from lkv.model.random_weights import tiny_model
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE = {"batch": 2, "learning_rate": 0.002, "warmup_steps": 1, "held_out": 3}

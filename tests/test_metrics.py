@@ -1,4 +1,4 @@
-"""Promises of lkv.bench.longbench_metrics: the metrics are upstream's, held against lm-eval and `rouge`."""
+"""Promises of lkv.bench.longbench.metrics: the metrics are upstream's, held against lm-eval and `rouge`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from types import ModuleType
 
 import pytest
 
-from lkv.bench import longbench
-from lkv.bench.longbench_metrics import (
+from lkv.bench.longbench import tasks as longbench
+from lkv.bench.longbench.metrics import (
     FIRST_LINE,
     METRICS,
     classification,

@@ -15,14 +15,16 @@ from transformers import PreTrainedTokenizerBase
 
 from lkv.data import tables
 from lkv.data.frozen import load, sidecar
-from lkv.data.mixture import SCHEMAS, build_mixture, frozen_mixture, notices
+from lkv.data.mixture import build_mixture, frozen_mixture, notices
+from lkv.data.schemas import SCHEMAS
 from lkv.data.shards import join
 from lkv.data.tables import File, Records, in_repository, locate, split_files
 from lkv.errors import UserError
-from lkv.models import Loaded
-from lkv.responses import respond_sharded
-from lkv.tiny import tiny_tokenizer
-from lkv.train import Arm, Schedule, train
+from lkv.lookahead.arm import Arm, Schedule
+from lkv.lookahead.responses import respond_sharded
+from lkv.lookahead.train import train
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures/mixture"
 CHATML = (

@@ -24,20 +24,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from lkv import models as module
-from lkv import origins
-from lkv.attention import SDPA
-from lkv.chat import chat_ids
-from lkv.decode import decode
-from lkv.engine import answer_tail, evict, look
 from lkv.errors import UserError
-from lkv.folders import MARK, seal
-from lkv.lookahead import describe
-from lkv.models import CARD, Loaded, choose_dtype, identity, load, obtain, read_card, stop_ids
-from lkv.prefill import prefill
+from lkv.eviction.answer import answer_tail
+from lkv.eviction.decode import decode
+from lkv.eviction.pipeline import evict
+from lkv.eviction.prefill import look, prefill
+from lkv.files.folders import MARK, seal
+from lkv.lookahead.base_model import describe
+from lkv.model import load as module
+from lkv.model import sources as origins
+from lkv.model.attention import SDPA
+from lkv.model.card import CARD, identity, read_card
+from lkv.model.chat_template import chat_ids
+from lkv.model.dtype import choose_dtype
+from lkv.model.fetch import obtain
+from lkv.model.load import Loaded, load, stop_ids
+from lkv.model.random_weights import FAMILIES, SPECIALS, tiny_model, tiny_tokenizer
 from lkv.registry import METHODS, get
-from lkv.study import read_spec
-from lkv.tiny import FAMILIES, SPECIALS, tiny_model, tiny_tokenizer
+from lkv.study.schema import read_spec
 
 CPU = torch.device("cpu")
 SUMS = ("wheel_sha256", "file_sha256")

@@ -19,24 +19,28 @@ from test_engine import hybrid
 from torch import Tensor
 
 from lkv import registry
-from lkv.attention import SDPA
-from lkv.bench import judge as judging
-from lkv.bench import mtbench
-from lkv.bench.judge import JUDGEMENT_COLUMNS, Judge, judge, rating, to_samples, write_samples
-from lkv.chat import chat_ids, chat_text, conversation_text
-from lkv.cli import main
-from lkv.engine import observe
+from lkv.bench.mtbench import questions as mtbench
+from lkv.bench.mtbench import requests
+from lkv.bench.mtbench.judge import judge, to_samples, write_samples
+from lkv.bench.mtbench.requests import Judge, rating
+from lkv.cli.main import main
 from lkv.errors import UserError
+from lkv.eviction.extend import extend
+from lkv.eviction.observe import observe
+from lkv.eviction.prefill import prefill
+from lkv.eviction.select import select
+from lkv.files.json_files import read_jsonl, write_jsonl
 from lkv.interface import Method
-from lkv.journal import Journal
-from lkv.lookahead import LookaheadKV
-from lkv.models import Loaded, stop_ids
-from lkv.prefill import extend, prefill
-from lkv.records import SAMPLE_COLUMNS, read_csv, read_jsonl, write_jsonl
-from lkv.select import select
-from lkv.summarise import summarise
-from lkv.tiny import tiny_tokenizer
-from lkv.turns import answers
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.measure.mtbench import answers
+from lkv.model.attention import SDPA
+from lkv.model.chat_template import chat_ids, chat_text, conversation_text
+from lkv.model.load import Loaded, stop_ids
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.results.columns import JUDGEMENT_COLUMNS, SAMPLE_COLUMNS
+from lkv.results.csv_files import read_csv
+from lkv.results.journal import Journal
+from lkv.results.summarise import summarise
 
 TOKENIZER = tiny_tokenizer()
 NEW = 12
@@ -584,9 +588,9 @@ def test_a_reply_without_a_rating_is_unparsed_and_not_zero(endpoint: Any, answer
     assert (unparsed["question"], unparsed["turn"], unparsed["status"]) == ("201", 2, "unparsed")
     assert unparsed["rating"] != unparsed["rating"], "empty in the file"
     assert notice == "1 of 12 ratings unparsed; they have no score"
-    assert len(server.asked) == 11 + judging.TRIES
+    assert len(server.asked) == 11 + requests.TRIES
     judged(answered.parent, by(server))
-    assert len(server.asked) == 11 + judging.TRIES
+    assert len(server.asked) == 11 + requests.TRIES
     write_samples(answered.parent / "judgements.csv", answered, answered.parent / "samples.csv")
     samples = read_csv(answered.parent / "samples.csv", SAMPLE_COLUMNS)
     [row] = samples[samples["status"] != "ok"].to_dict("records")
@@ -640,7 +644,7 @@ def test_nothing_is_asked_twice_after_a_kill_in_the_middle(endpoint: Any, answer
     server = endpoint(slow)
     folder = answered.parent
     code = (
-        "import sys; from lkv.bench.judge import Judge, judge; f = sys.argv[2]; "
+        "import sys; from lkv.bench.mtbench.judge import Judge, judge; f = sys.argv[2]; "
         "by = Judge(sys.argv[1], 'grader-9', key_variable='none'); "
         "judge(f + '/answers.jsonl', by, f + '/judge.jsonl', f + '/judgements.csv', at_once=1)"
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lkv import observe as maths
-from lkv.attention import SDPA
-from lkv.engine import answer_tail, look
+from lkv.eviction import importance as maths
+from lkv.eviction.answer import answer_tail
+from lkv.eviction.prefill import look, prefill
 from lkv.interface import PromptRows, Tail
-from lkv.prefill import prefill
+from lkv.model.attention import SDPA
 
 
 def eager_attention(model, ids, embeds=None):

@@ -19,12 +19,17 @@ from typing import Any
 
 import pytest
 
-from lkv import cli, outputs, recognise, records, verbs, writing
+from lkv.cli import evaluate as verbs
+from lkv.cli import outputs, parser
+from lkv.cli.main import main as cli
 from lkv.data.frozen import freeze
 from lkv.errors import UserError
-from lkv.folders import FORMAT, MARK, foreign, is_ours, replace, replaceable, seal
-from lkv.records import write_csv, write_json
-from lkv.writing import SUFFIX, atomic_write, sweep, temporary_folder
+from lkv.files import atomic as writing
+from lkv.files.atomic import SUFFIX, atomic_write, sweep, temporary_folder
+from lkv.files.folders import FORMAT, MARK, foreign, is_ours, replace, replaceable, seal
+from lkv.files.json_files import write_json
+from lkv.results import columns, recognise
+from lkv.results.csv_files import write_csv
 
 ROOT = Path(__file__).parents[1]
 # What each verb needs besides its outputs. A word in capitals is a path in the test's folder.
@@ -125,7 +130,7 @@ def all_verbs() -> Iterator[str]:
                 for below in action.choices.values():
                     yield from runs(below)
 
-    return runs(cli.parser())
+    return runs(parser.parser())
 
 
 @pytest.mark.parametrize("verb", CALLS)
@@ -137,7 +142,7 @@ def test_new_outputs_are_no_reason_to_refuse(verb: str, place: Path, nothing_run
 def files(verb: str, flag: str, given: str) -> list[Path]:
     """The files that a flag writes; folders are looked at by the verb itself."""
     writes = outputs.WRITES[verb].get(flag, outputs.LOG)
-    made = writes(Path(given), cli.parser().parse_args(command(verb)))
+    made = writes(Path(given), parser.parser().parse_args(command(verb)))
     return [output.path for output in made if output.ours is not None]
 
 
@@ -253,12 +258,12 @@ def test_what_lkv_wrote_may_be_written_again(
     known: dict[str, Callable[[Path], object]] = {
         "journal": lambda path: path.write_text('{"key": "a", "group": [0, 1]}\n'),
         "log": lambda path: path.write_text("2026-11-27T18:00:00 INFO a\nb\n"),
-        "evaluate": lambda path: write_csv(path, [], records.SAMPLE_COLUMNS),
+        "evaluate": lambda path: write_csv(path, [], columns.SAMPLE_COLUMNS),
         "score": lambda path: path.write_text("task,n,score\nqa_2,5,60.00\n"),
         "data_ruler": lambda path: freeze(path, [given]),
         "data_train": lambda path: freeze(path, [{"id": 1, "length": 1, "ids": [1]}]),
         "provenance": lambda path: write_json(path, {"study": "s", "commit": None, "config": {}}),
-        "gather": lambda path: write_csv(path, [], records.KEPT_COLUMNS),
+        "gather": lambda path: write_csv(path, [], columns.KEPT_COLUMNS),
     }
     if write := known.get(flag, known.get(verb)):
         write(place / "it.jsonl")
@@ -279,14 +284,14 @@ PUBLISHED = [
 def producer(path: Path) -> recognise.Ours:
     """What must know a published file, by its name."""
     stems = {
-        "accuracy.csv": records.ACCURACY_COLUMNS,
-        "paired.csv": records.PAIRED_COLUMNS,
-        "latency.csv": records.LATENCY_COLUMNS,
-        "ablation.csv": records.ABLATION_COLUMNS,
-        "arms.csv": records.ARMS_COLUMNS,
-        "training.csv": records.TRAINING_COLUMNS,
-        "kept.csv": records.KEPT_COLUMNS,
-        "table1.csv": records.TABLE_COLUMNS,
+        "accuracy.csv": columns.ACCURACY_COLUMNS,
+        "paired.csv": columns.PAIRED_COLUMNS,
+        "latency.csv": columns.LATENCY_COLUMNS,
+        "ablation.csv": columns.ABLATION_COLUMNS,
+        "arms.csv": columns.ARMS_COLUMNS,
+        "training.csv": columns.TRAINING_COLUMNS,
+        "kept.csv": columns.KEPT_COLUMNS,
+        "table1.csv": columns.TABLE_COLUMNS,
     }
     others = {
         "provenance.json": outputs.WRITES["provenance"]["out"](path, argparse.Namespace())[0].ours,
@@ -306,9 +311,9 @@ def test_a_published_file_may_be_made_again_in_its_place(path: Path) -> None:
 
 
 def test_a_table_of_another_kind_is_not_ours_to_write_over(tmp_path: Path) -> None:
-    write_csv(tmp_path / "samples.csv", [], records.SAMPLE_COLUMNS)
-    assert recognise.csv_of(records.SAMPLE_COLUMNS)(tmp_path / "samples.csv")
-    assert not recognise.csv_of(records.ACCURACY_COLUMNS)(tmp_path / "samples.csv")
+    write_csv(tmp_path / "samples.csv", [], columns.SAMPLE_COLUMNS)
+    assert recognise.csv_of(columns.SAMPLE_COLUMNS)(tmp_path / "samples.csv")
+    assert not recognise.csv_of(columns.ACCURACY_COLUMNS)(tmp_path / "samples.csv")
 
 
 # Folders of models
@@ -433,7 +438,7 @@ def test_a_pipe_is_written_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to_file", [True, False])
 def test_standard_output_is_written_through(to_file: bool, tmp_path: Path) -> None:
     """Into a file, too: behind what was printed, and the file stays the one that was opened."""
-    code = "import sys\nfrom lkv.writing import *\nprint('first')\n"
+    code = "import sys\nfrom lkv.files.atomic import *\nprint('first')\n"
     code += "with atomic_write('/dev/stdout') as stream: stream.write('figures')"
     with (tmp_path / "out").open("w+b") as out:
         to = out if to_file else subprocess.PIPE
@@ -498,9 +503,8 @@ def test_the_longest_name_that_a_file_may_have_can_be_written(name: str, tmp_pat
 
 
 def test_what_dead_processes_left_is_swept_and_what_live_ones_write_is_not(tmp_path: Path) -> None:
-    code = (
-        f"import os\nfrom lkv.writing import *\nfrom pathlib import Path\nplace = Path({str(tmp_path)!r})\n"
-    )
+    code = "import os\nfrom lkv.files.atomic import *\n"
+    code += f"from pathlib import Path\nplace = Path({str(tmp_path)!r})\n"
     code += "with atomic_write(place / 'it'), temporary_folder(place / 'model') as folder:\n"
     code += "    (folder / 'weights').write_text('1')\n    os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT)

@@ -16,8 +16,13 @@ import pytest
 from test_report import ODD, make_study
 from test_workflow import ALWAYS, ROOT, environment, working_copy
 
-from lkv import records, study
+from lkv.files import json_files as records
+from lkv.report import kinds
 from lkv.report.table import write_table
+from lkv.results import columns
+from lkv.results.csv_files import read_csv
+from lkv.study import check as study
+from lkv.study import targets
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -78,7 +83,7 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_has_every_cell_of_accuracy_csv_without_a_script(folder: Path, page: Path) -> None:
-    accuracy = records.read_csv(folder / "results/mine/accuracy.csv", records.ACCURACY_COLUMNS)
+    accuracy = read_csv(folder / "results/mine/accuracy.csv", columns.ACCURACY_COLUMNS)
     lines = re.findall(r"^<tr><td>.*</tr>$", page.read_text(encoding="utf-8"), re.MULTILINE)
     found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", line) for line in lines]
     assert len(found) == len(accuracy)
@@ -148,16 +153,18 @@ def test_menus_and_words_hide_the_other_rows_and_leave_the_full_cache(page: Path
 
 
 def test_every_kind_of_plot_has_a_caption_and_a_title() -> None:
-    for kind in study.PLOTS:
+    for kind in kinds.PLOTS:
         assert (ROOT / f"workflow/report/{kind}.rst").read_text(encoding="utf-8").strip(), kind
-        assert study.title(kind).category != "Figures", kind
+        assert targets.title(kind).category != "Figures", kind
 
 
 def test_a_published_study_renders_what_its_files_allow(folder: Path, tmp_path: Path) -> None:
-    assert {Path(name).stem for name in study.renderable("mine", folder)} == set(study.REPORTS)
+    assert {Path(name).stem for name in targets.renderable("mine", folder)} == set(targets.REPORTS)
     (tmp_path / "results/mine").mkdir(parents=True)
     shutil.copy2(folder / "results/mine/latency.csv", tmp_path / "results/mine")
-    assert study.renderable("mine", tmp_path) == [f"reports/mine/latency.{e}" for e in ("pdf", "svg", "png")]
+    assert targets.renderable("mine", tmp_path) == [
+        f"reports/mine/latency.{e}" for e in ("pdf", "svg", "png")
+    ]
 
 
 @in_a_browser
@@ -184,17 +191,17 @@ def test_the_report_is_one_file_with_every_figure_and_its_caption(folder: Path, 
                 rules: document.querySelectorAll("canvas, svg").length};""",
         tmp_path,
     )  # fmt: skip
-    figures = {f"reports/mine/{kind}.svg": kind for kind in study.PLOTS}
+    figures = {f"reports/mine/{kind}.svg": kind for kind in kinds.PLOTS}
     figures |= {"reports/mine/table1.html": "table1"}
     assert found["shown"].keys() == figures.keys()
     for path, kind in figures.items():
         entry = found["shown"][path]
         caption = (ROOT / f"workflow/report/{kind}.rst").read_text(encoding="utf-8").replace("``", "")
         assert " ".join(entry["caption"].split()) == " ".join(caption.split())
-        assert entry["label"] == study.title(kind).text
+        assert entry["label"] == targets.title(kind).text
         assert entry["uri"].startswith("data:")
         assert entry["width"] is None or entry["width"] > 100
-    assert set(found["categories"]) == {study.title(kind).category for kind in figures.values()}
+    assert set(found["categories"]) == {targets.title(kind).category for kind in figures.values()}
     assert "tiny-llama" in found["front"] and '"commit": "0123456789abcdef"' in found["front"]
     assert found["rules"] > 0
     assert found["asked"] == []

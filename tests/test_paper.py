@@ -15,8 +15,9 @@ from test_longproc import TEMPLATE, item
 from test_mtbench import QUESTIONS, Endpoint, said
 from test_workflow import ALWAYS, ROOT, planned, snakemake, working_copy
 
-from lkv.records import read_csv, write_jsonl
-from lkv.tiny import tiny_model, tiny_tokenizer
+from lkv.files.json_files import write_jsonl
+from lkv.model.random_weights import tiny_model, tiny_tokenizer
+from lkv.results.csv_files import read_csv
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

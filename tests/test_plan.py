@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from lkv import plan, study
-from lkv.bench import longbench
-from lkv.cli import main
-from lkv.records import LATENCY_COLUMNS, read_csv
-from lkv.theory import Shape
+from lkv.bench.longbench import tasks as longbench
+from lkv.cli.main import main
+from lkv.model.shape import Shape
+from lkv.results.columns import LATENCY_COLUMNS
+from lkv.results.csv_files import read_csv
+from lkv.study import check as study
+from lkv.study import cost, plan, schema
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,11 +45,11 @@ def test_the_papers_study_is_counted_model_by_model_and_stage_by_stage(paper: di
 
 
 def test_prefill_hours_are_arithmetic_over_the_stated_rate(paper: dict[str, Any]) -> None:
-    shape = Shape(**study.model_spec("llama-3.1-8b-instruct", ROOT)["shape"])
-    seconds = plan._prefill(shape, 32_768, 1)
+    shape = Shape(**schema.model_spec("llama-3.1-8b-instruct", ROOT)["shape"])
+    seconds = cost.prefill_seconds(shape, 32_768, 1)
     assert seconds == pytest.approx((2 * 6.98e9 * 32_768 + 2 * 32_768**2 * 32 * 4096) / 6.2e14, rel=1e-3)
     assert seconds == pytest.approx(1.206, rel=0.05)  # measured
-    assert plan._prefill(shape, 8_192, 1) == pytest.approx(0.2104, rel=0.05)
+    assert cost.prefill_seconds(shape, 8_192, 1) == pytest.approx(0.2104, rel=0.05)
 
 
 def test_decode_steps_are_those_that_were_measured() -> None:
@@ -55,8 +57,8 @@ def test_decode_steps_are_those_that_were_measured() -> None:
     frame = frame[frame["phase"].isin(["decode_token", "decode_batch"]) & frame["budget"].isin([0, 128])]
     ratios = []
     for row in frame.to_dict("records"):
-        shape = Shape(**study.model_spec(row["model"], ROOT)["shape"])
-        seconds = plan.step_s(shape, int(row["batch"]), row["budget"] or row["length"])
+        shape = Shape(**schema.model_spec(row["model"], ROOT)["shape"])
+        seconds = cost.step_s(shape, int(row["batch"]), row["budget"] or row["length"])
         ratios.append(1e3 * seconds / row["median_ms"])
     assert len(ratios) > 100
     assert min(ratios) > 0.67
@@ -79,7 +81,7 @@ def test_arms_are_counted_once_a_training_and_on_their_part_of_the_study() -> No
 
 
 def test_every_longbench_task_has_a_mean_length() -> None:
-    assert list(plan.WORDS) and set(plan.WORDS) == set(longbench.TASKS)
+    assert list(cost.WORDS) and set(cost.WORDS) == set(longbench.TASKS)
 
 
 def test_the_verb_prints_jobs_prompts_tokens_hours_disk_and_the_judges_work(

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lkv.data.documents import documents, haystack, long_paragraphs, normalised, side
-from lkv.data.prompts import KINDS, LOOK_UPS, Fact, Sketch, build, sized
+from lkv.data.lookups import LOOK_UPS
+from lkv.data.prompts import KINDS, build, sized
+from lkv.data.sketch import Fact, Sketch
 from lkv.errors import UserError
-from lkv.tiny import CHAT, SPECIALS, tiny_tokenizer
+from lkv.model.random_weights import CHAT, SPECIALS, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 DEFAULT: dict[str, float] = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))["train"][

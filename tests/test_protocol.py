@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lkv.chat import chat_ids, chat_text, record_ids, record_parts, token_ids
+from lkv.bench.protocol import PROTOCOLS, protocol
 from lkv.errors import UserError
-from lkv.protocol import PROTOCOLS, protocol
-from lkv.tiny import tiny_tokenizer
+from lkv.model.chat_template import chat_ids, chat_text, record_ids, record_parts, token_ids
+from lkv.model.random_weights import tiny_tokenizer
 
 RECORD = {
     "task": "made_up",

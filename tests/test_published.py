@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from conftest import unpack
 
-from lkv.bench import longbench, ruler
+from lkv.bench.longbench import tasks as longbench
 from lkv.bench.published import CHINESE, score_longbench, score_published, score_ruler
-from lkv.bench.ruler_csv import references
+from lkv.bench.ruler import tasks as ruler
+from lkv.bench.ruler.kvpress_csv import references
 from lkv.errors import UserError
 
 SHARED = Path(os.environ.get("LKV_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -13,12 +13,14 @@ import torch
 from conftest import observed
 from transformers import AutoModelForCausalLM
 
-from lkv import cli, registry
-from lkv.generate import generate
-from lkv.lookahead import LookaheadKV
-from lkv.models import obtain
-from lkv.records import ABLATION_COLUMNS, ACCURACY_COLUMNS, ARMS_COLUMNS, LATENCY_COLUMNS, read_csv
+from lkv import registry
+from lkv.cli import parser
+from lkv.eviction.generate import generate
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model.fetch import obtain
 from lkv.report.style import STYLES
+from lkv.results.columns import ABLATION_COLUMNS, ACCURACY_COLUMNS, ARMS_COLUMNS, LATENCY_COLUMNS
+from lkv.results.csv_files import read_csv
 
 FOLDER = "models/smollm2-135m-instruct"
 ROOT = Path(__file__).parents[1]
@@ -78,7 +80,7 @@ def test_every_lkv_command_in_the_documents_parses():
         for block in blocks(text, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("lkv "):
-                    cli.parser().parse_args(shlex.split(line, comments=True)[1:])
+                    parser.parser().parse_args(shlex.split(line, comments=True)[1:])
                     seen.append(line)
     assert seen
 

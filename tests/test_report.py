@@ -16,8 +16,9 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
-from lkv import records
 from lkv.errors import UserError
+from lkv.files import json_files as records
+from lkv.files.markup import latex_text, markdown_text, typst_string
 from lkv.registry import FULL, METHODS
 from lkv.report.accuracy import averages
 from lkv.report.figure import RC
@@ -28,9 +29,11 @@ from lkv.report.plots import KINDS, plot
 from lkv.report.recall import recall
 from lkv.report.source import read_accuracy
 from lkv.report.style import STYLES, style
-from lkv.report.table import latex_text, markdown_text, typst_string, write_table
+from lkv.report.table import write_table
 from lkv.report.training import training
-from lkv.summarise import AVERAGE, write_ablation, write_summary
+from lkv.results import columns
+from lkv.results.csv_files import read_csv, write_csv
+from lkv.results.summarise import AVERAGE, write_ablation, write_summary
 
 ROOT = Path(__file__).parent.parent
 ODD = r'we_ird & 100% {x} #1 $y \z *b* |p| "q" <t> [1] ~^ `c` @ref //u'
@@ -83,15 +86,15 @@ def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% 
                 figures = {"score": score, "recall": recall, "recall_raw": recall, "kept_mean": budget}
                 end = {"haystack": haystack, "status": "failed" if lost else "ok"}
                 samples.append(where | cell | figures | end)
-    records.write_csv(root / "samples.csv", samples, records.SAMPLE_COLUMNS)
+    write_csv(root / "samples.csv", samples, columns.SAMPLE_COLUMNS)
     write_summary([root / "samples.csv"], root / "accuracy.csv", root / "paired.csv", seed=1)
 
     methods = {"full": "full", "laq": "lookaheadkv", "snapkv": "lookaheadkv/short"}
     arms = [row | {"method": methods[row["method"]]} for row in samples if row["method"] in methods]
-    records.write_csv(root / "arm_samples.csv", arms, records.SAMPLE_COLUMNS)
+    write_csv(root / "arm_samples.csv", arms, columns.SAMPLE_COLUMNS)
     write_ablation([root / "arm_samples.csv"], root / "ablation.csv", "main", seed=1)
     card = {"model": model, "tokens": 32, "lora": "all", "held_out_recall": 0.8}
-    records.write_csv(root / "arms.csv", [card | {"arm": "main"}], records.ARMS_COLUMNS)
+    write_csv(root / "arms.csv", [card | {"arm": "main"}], columns.ARMS_COLUMNS)
 
     timings = []
     for length in (512, 4096):
@@ -106,7 +109,7 @@ def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% 
             timings += [where | {"phase": phase, "median_ms": ms} for phase, ms in phases.items()]
             total = {"phase": "total", "median_ms": 500 + overhead, "overhead_ms": overhead}
             timings.append(where | total | {"overhead_pct": overhead / 5})
-    records.write_csv(root / "latency.csv", timings, records.LATENCY_COLUMNS)
+    write_csv(root / "latency.csv", timings, columns.LATENCY_COLUMNS)
 
     inspected = {"study": "s", "model": model, "benchmark": "ruler", "task": "vt", "length": 1024}
     recalls, bins = [], []
@@ -119,14 +122,14 @@ def make_study(root: Path, model: str = "tiny", trained_on: str = "tables, 100% 
             recalls.append(where | {"layer": layer, "head": head, "n": 4, "recall": value})
         for start, part in ((0, "template"), (10, ""), (20, "answer"), (30, "answer"), (40, "question")):
             bins.append(where | {"sample": 0, "start": start, "end": start + 10, "part": part, "kept": 0.25})
-    records.write_csv(root / "recall_by_layer.csv", recalls, records.RECALL_COLUMNS)
-    records.write_csv(root / "kept.csv", bins, records.KEPT_COLUMNS)
+    write_csv(root / "recall_by_layer.csv", recalls, columns.RECALL_COLUMNS)
+    write_csv(root / "kept.csv", bins, columns.KEPT_COLUMNS)
 
     steps = [
         {"model": model, "arm": "main", "step": s, "samples": 8 * s, "kl": 2 / s, "lr": 1e-3}
         for s in range(1, 41)
     ]
-    records.write_csv(root / "training.csv", steps, records.TRAINING_COLUMNS)
+    write_csv(root / "training.csv", steps, columns.TRAINING_COLUMNS)
     facts = {"trained_on": trained_on, "steps": 40, "kl_first": 2.0, "kl_last": 0.05}
     facts |= {"held_out_kl_before": 2.1, "held_out_kl_after": 0.0625}
     records.write_json(root / "provenance.json", PROVENANCE | {"adapters": {f"{model}/main": facts}})
@@ -208,7 +211,7 @@ def test_only_cells_with_lost_samples_have_a_dagger(table):
 
 
 def test_intervals_stand_beside_the_scores(study, table):
-    accuracy = records.read_csv(study / "accuracy.csv", records.ACCURACY_COLUMNS)
+    accuracy = read_csv(study / "accuracy.csv", columns.ACCURACY_COLUMNS)
     row = accuracy[(accuracy["task"] == "average") & (accuracy["method"] == "laq")].iloc[0]
     interval = f"[{row['ci_low']:.1f}, {row['ci_high']:.1f}]"
     assert markdown_cells(read(table, "md"))["LAQ"][0].endswith(interval)
@@ -299,9 +302,9 @@ def test_latex_and_markdown_escape_every_special_character():
 
 
 def test_one_sample_a_task_gives_a_table_without_intervals(study, tmp_path):
-    samples = records.read_csv(study / "samples.csv", records.SAMPLE_COLUMNS)
+    samples = read_csv(study / "samples.csv", columns.SAMPLE_COLUMNS)
     one = samples[samples["sample"] == 0].assign(planned=1)
-    records.write_csv(tmp_path / "one.csv", one, records.SAMPLE_COLUMNS)
+    write_csv(tmp_path / "one.csv", one, columns.SAMPLE_COLUMNS)
     write_summary([tmp_path / "one.csv"], tmp_path / "accuracy.csv", tmp_path / "paired.csv", seed=1)
     write_table(tmp_path, tmp_path / "t")
     assert markdown_cells(read(tmp_path / "t", "md"))["LookaheadKV"][:2] == ["**100.0**", "50.0"]
@@ -361,10 +364,10 @@ def test_recall_panels_are_methods_with_the_mean_over_layers_above_each_budget(s
 
 
 def test_recall_takes_more_methods_than_a_line_has_room_for_and_models_with_fewer(study, tmp_path):
-    frame = records.read_csv(study / "recall_by_layer.csv", records.RECALL_COLUMNS)
+    frame = read_csv(study / "recall_by_layer.csv", columns.RECALL_COLUMNS)
     laq = frame[frame["method"] == "laq"]
     more = [laq.assign(model="big", method=f"m{number}") for number in range(9)]
-    records.write_csv(tmp_path / "recall_by_layer.csv", pd.concat([laq, *more]), records.RECALL_COLUMNS)
+    write_csv(tmp_path / "recall_by_layer.csv", pd.concat([laq, *more]), columns.RECALL_COLUMNS)
     titles = [axis.get_title(loc="left") for axis in recall(tmp_path).axes]
     assert [title for title in titles if title] == ["LAQ", *(f"m{number}" for number in range(9))]
 
@@ -416,7 +419,7 @@ def timings_of_lengths(root: Path, lengths: tuple[int, ...], gpu: bool) -> pd.Da
             total = {"overhead_ms": overhead, "overhead_pct": overhead / 5, "tokens_per_s": 99.0}
             total |= {"theory_ms": overhead / 2, "peak_prefill_bytes": 2**34} if gpu else {}
             rows.append(own | {"phase": "total", "median_ms": 500 + overhead} | total)
-    records.write_csv(root / "latency.csv", rows, records.LATENCY_COLUMNS)
+    write_csv(root / "latency.csv", rows, columns.LATENCY_COLUMNS)
     return pd.DataFrame(rows)
 
 
@@ -445,8 +448,8 @@ def test_without_a_gpu_there_is_neither_peak_memory_nor_a_largest_batch_to_draw(
 
 
 def test_a_study_of_the_full_cache_alone_has_no_overhead_to_plot(study, tmp_path):
-    frame = records.read_csv(study / "latency.csv", records.LATENCY_COLUMNS)
-    records.write_csv(tmp_path / "latency.csv", frame[frame["method"] == "full"], records.LATENCY_COLUMNS)
+    frame = read_csv(study / "latency.csv", columns.LATENCY_COLUMNS)
+    write_csv(tmp_path / "latency.csv", frame[frame["method"] == "full"], columns.LATENCY_COLUMNS)
     with pytest.raises(UserError, match="times only the full cache; add methods"):
         plot("latency", tmp_path, tmp_path / "latency")
     assert not list(tmp_path.glob("latency.p*"))
@@ -503,9 +506,9 @@ def test_averages_are_the_average_rows_alone(study):
 
 
 def test_one_budget_has_its_intervals_as_bars(study, tmp_path):
-    frame = records.read_csv(study / "accuracy.csv", records.ACCURACY_COLUMNS)
+    frame = read_csv(study / "accuracy.csv", columns.ACCURACY_COLUMNS)
     frame = frame[frame["budget"].isin([0, 64])]
-    records.write_csv(tmp_path / "accuracy.csv", frame, records.ACCURACY_COLUMNS)
+    write_csv(tmp_path / "accuracy.csv", frame, columns.ACCURACY_COLUMNS)
     figure = averages(tmp_path)
     bars = [part for part in figure.axes[0].collections if isinstance(part, LineCollection)]
     shown = sorted(tuple(bar.get_segments()[0][:, 1]) for bar in bars)
@@ -522,10 +525,8 @@ def test_a_plot_of_one_model_leaves_the_others_out(tmp_path):
         make_study(tmp_path / name, model=name)
     both = tmp_path / "both"
     both.mkdir()
-    frames = [
-        records.read_csv(tmp_path / n / "latency.csv", records.LATENCY_COLUMNS) for n in ("one", "other")
-    ]
-    records.write_csv(both / "latency.csv", pd.concat(frames), records.LATENCY_COLUMNS)
+    frames = [read_csv(tmp_path / n / "latency.csv", columns.LATENCY_COLUMNS) for n in ("one", "other")]
+    write_csv(both / "latency.csv", pd.concat(frames), columns.LATENCY_COLUMNS)
     plot("latency", both, tmp_path / "b", model="other")
     plot("latency", tmp_path / "other", tmp_path / "o")
     assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "o.svg").read_bytes()
@@ -536,9 +537,9 @@ def test_a_plot_of_one_model_leaves_the_others_out(tmp_path):
 
 
 def test_training_arms_look_different(tmp_path, study):
-    frame = records.read_csv(study / "training.csv", records.TRAINING_COLUMNS)
+    frame = read_csv(study / "training.csv", columns.TRAINING_COLUMNS)
     arms = [frame.assign(arm=f"arm{at}") for at in range(14)]
-    records.write_csv(tmp_path / "training.csv", pd.concat(arms), records.TRAINING_COLUMNS)
+    write_csv(tmp_path / "training.csv", pd.concat(arms), columns.TRAINING_COLUMNS)
     [legend] = training(tmp_path).legends
     assert len({(line.get_color(), str(line._dash_pattern)) for line in legend.get_lines()}) == len(arms)
 
@@ -562,22 +563,22 @@ def test_no_plot_depends_on_mathtext_or_on_installed_fonts():
 
 
 def test_reports_are_light_to_import():
-    code = "import sys, lkv.report.table, lkv.report.plots, lkv.summarise; print(*sys.modules)"
+    code = "import sys, lkv.report.table, lkv.report.plots, lkv.results.summarise; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "pandas", "matplotlib", "typst", "jinja2"} & set(done.stdout.split())
 
 
 def test_the_results_readme_explains_every_column():
     text = (ROOT / "results/README.md").read_text(encoding="utf-8")
-    for heading, columns in (
-        ("samples", records.SAMPLE_COLUMNS),
-        ("accuracy.csv", records.ACCURACY_COLUMNS),
-        ("paired.csv", records.PAIRED_COLUMNS),
-        ("latency.csv", records.LATENCY_COLUMNS),
-        ("training.csv", records.TRAINING_COLUMNS),
-        ("recall_by_layer.csv", records.RECALL_COLUMNS),
-        ("kept.csv", records.KEPT_COLUMNS),
+    for heading, named_columns in (
+        ("samples", columns.SAMPLE_COLUMNS),
+        ("accuracy.csv", columns.ACCURACY_COLUMNS),
+        ("paired.csv", columns.PAIRED_COLUMNS),
+        ("latency.csv", columns.LATENCY_COLUMNS),
+        ("training.csv", columns.TRAINING_COLUMNS),
+        ("recall_by_layer.csv", columns.RECALL_COLUMNS),
+        ("kept.csv", columns.KEPT_COLUMNS),
     ):
         section = text.split(f"\n## `{heading}")[1].split("\n## ")[0]
         named = set(re.findall(r"`([a-z0-9_]+)`", section))
-        assert set(columns) <= named, (heading, set(columns) - named)
+        assert set(named_columns) <= named, (heading, set(named_columns) - named)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from conftest import in_two_processes, observed
 
-from lkv import responses
 from lkv.data.frozen import freeze, load, sidecar
 from lkv.data.shards import Stored, join
 from lkv.errors import UserError
-from lkv.models import Loaded
-from lkv.responses import respond, respond_sharded
-from lkv.tiny import tiny_tokenizer
+from lkv.lookahead import responses
+from lkv.lookahead.responses import respond, respond_sharded
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
 
 LENGTHS = [33, 20, 33, 71, 20, 45, 33, 52, 20, 64, 33]
 TOKENS, AT_ONCE, SHARD = 6, 2, 3
@@ -251,7 +251,7 @@ SHARED = """
 from pathlib import Path
 import sys, torch
 import test_responses as t
-from lkv.parallel import group
+from lkv.distributed.group import group
 folder = Path(sys.argv[1])
 loaded = t.Loaded(t.observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
 with group(torch.device("cpu")) as together:

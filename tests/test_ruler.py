@@ -1,4 +1,4 @@
-"""Promises of lkv.bench.ruler: thirteen tasks to length, the official metric, frozen files."""
+"""Promises of lkv.bench.ruler.tasks: thirteen tasks to length, the official metric, frozen files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ import pandas as pd
 import pytest
 from conftest import unpack
 
-from lkv.bench import ruler_common, ruler_niah
 from lkv.bench import score as score_record
-from lkv.bench.ruler import TASKS, build, clean, string_match
-from lkv.bench.ruler_common import WORDINGS, word_list, wording
-from lkv.bench.ruler_csv import rows
-from lkv.bench.ruler_niah import DEPTHS, Needles, niah
-from lkv.bench.ruler_ready import build_ready
-from lkv.bench.ruler_words import fwe
-from lkv.chat import chat_ids, record_ids, record_parts
+from lkv.bench.protocol import PROTOCOLS, Protocol
+from lkv.bench.ruler import niah as ruler_niah
+from lkv.bench.ruler import wordings as ruler_common
+from lkv.bench.ruler.kvpress_csv import rows
+from lkv.bench.ruler.niah import DEPTHS, Needles, niah
+from lkv.bench.ruler.ready_made import build_ready
+from lkv.bench.ruler.tasks import TASKS, build, clean, string_match
+from lkv.bench.ruler.wordings import WORDINGS, word_list, wording
+from lkv.bench.ruler.words import fwe
 from lkv.data.documents import OFFICIAL, documents, haystack
 from lkv.data.frozen import freeze, load, sidecar
 from lkv.errors import UserError
-from lkv.protocol import PROTOCOLS, Protocol
+from lkv.model.chat_template import chat_ids, record_ids, record_parts
 
 SHARED = Path(os.environ.get("LKV_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 OFFLINE = [task for task in TASKS if not task.startswith("qa")]

@@ -11,13 +11,14 @@ from conftest import observed
 from scipy.stats import chisquare
 
 from lkv import registry
-from lkv.decode import decode
-from lkv.evaluate import evaluate
-from lkv.models import Loaded
-from lkv.prefill import compact, prefill
-from lkv.records import read_csv
-from lkv.sampling import drawn, gumbel
-from lkv.tiny import tiny_tokenizer
+from lkv.eviction.compact import compact
+from lkv.eviction.decode import decode
+from lkv.eviction.prefill import prefill
+from lkv.eviction.sampling import drawn, gumbel
+from lkv.measure.accuracy import evaluate
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.results.csv_files import read_csv
 
 DRAWS = 40_000
 RECORD = {

@@ -13,16 +13,24 @@ from conftest import observed
 from test_lookahead import llama, trained_like
 from torch import Tensor
 
-from lkv import decode as decoding
-from lkv import engine, kernels, registry, second
-from lkv.engine import evicted, look, observe, prefill_scored, score_errors
-from lkv.generate import evicting, generate
+from lkv import kernels, registry
+from lkv.eviction import answer, decoder
+from lkv.eviction import pipeline as engine
+from lkv.eviction import second_pass as second
+from lkv.eviction.extend import extend
+from lkv.eviction.generate import generate
+from lkv.eviction.hooks import evicting
+from lkv.eviction.observe import observe
+from lkv.eviction.pipeline import evicted
+from lkv.eviction.prefill import look, prefill
+from lkv.eviction.prefilled import Prefilled
+from lkv.eviction.second_pass import SecondPass
+from lkv.eviction.single_pass import prefill_scored, score_errors
 from lkv.interface import PromptRows, Tail
-from lkv.latency import ADDED, latency
-from lkv.models import Loaded
-from lkv.prefill import Prefilled, extend, prefill
-from lkv.second import SecondPass
-from lkv.tiny import tiny_tokenizer
+from lkv.measure.latency import latency
+from lkv.measure.latency_rows import ADDED
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
 
 LENGTHS = (150, 64, 97, 128)  # one storage, longer prompts first: what they leave must not be seen
 
@@ -59,9 +67,9 @@ def test_prompts_of_any_length_see_through_one_storage_what_a_tail_that_rides_al
         close(second.look(plain, tail), riding)
         for layer, keys in zip(plain.cache.layers, before, strict=True):
             assert torch.equal(layer.keys, keys), "the prompt's cache was written to"
-    assert [len(passes) for passes in decoding.pool(model).tails.values()] == [1]
+    assert [len(passes) for passes in decoder.pool(model).tails.values()] == [1]
     assert second.held_bytes(model) > 0
-    decoding.forget(model)
+    decoder.forget(model)
     assert second.held_bytes(model) == 0
 
 
@@ -193,7 +201,7 @@ def test_from_the_second_prompt_of_a_width_on_a_graph_sees_what_a_riding_tail_se
         with mode():
             plain, riding = prefill(model, drawn(length).to("cuda"), tail=tail)
             close(second.look(plain, tail), riding, 1e-3)
-        [passing] = decoding.pool(model).tails[adapter].values()
+        [passing] = decoder.pool(model).tails[adapter].values()
         assert (passing.graph is not None) == (at > 0)
 
 
@@ -209,7 +217,7 @@ def test_what_a_second_pass_does_not_take_is_looked_at_as_before(
     two, _ = prefill(model, torch.cat([prompt, prompt]))
     assert not second.looks_again(two, adapter.tail(2)), "two prompts"
     assert prefill_scored(model, two.ids, adapter.method())[1] is not None, "they let a tail ride along"
-    for tail in (Tail(prompt[:, :4]), Tail(adapter.tokens[None]), engine.answer_tail(plain)):
+    for tail in (Tail(prompt[:, :4]), Tail(adapter.tokens[None]), answer.answer_tail(plain)):
         assert not second.looks_again(plain, tail), "not the same tail after every prompt"
     pyramid = registry.get("pyramidkv")
     seen, _ = prefill(model, prompt, pyramid.rows)
@@ -246,7 +254,7 @@ def test_neither_model_nor_adapter_is_kept_alive_by_what_was_captured_for_them(p
     plain: Prefilled | None = prefill(model, prompt)[0]
     assert plain is not None
     passing = SecondPass(model, adapter.tail(), plain.cache, 160)
-    decoding.pool(model).tails.setdefault(adapter, {})[6, "mean", 160] = passing
+    decoder.pool(model).tails.setdefault(adapter, {})[6, "mean", 160] = passing
     assert second.held_bytes(model) == passing.storage.numel() * 4
     gone = ref(adapter), ref(model)
     del adapter

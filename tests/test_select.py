@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lkv.eviction.layer_budgets import layer_budgets, original_pyramid
+from lkv.eviction.select import candidate_scores, select
 from lkv.interface import Recipe
-from lkv.select import candidate_scores, layer_budgets, original_pyramid, select
 
 recipes = st.builds(
     Recipe,

@@ -16,16 +16,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from baselines import speckv
-from lkv import draft as module
 from lkv import registry
-from lkv.chat import chat_ids
-from lkv.draft import translated
-from lkv.engine import evict, observe
 from lkv.errors import UserError
-from lkv.models import Loaded, load_tokenizer
-from lkv.prefill import prefill
-from lkv.select import select
-from lkv.tiny import tiny_tokenizer
+from lkv.eviction import draft as module
+from lkv.eviction.draft import translated
+from lkv.eviction.observe import observe
+from lkv.eviction.pipeline import evict
+from lkv.eviction.prefill import prefill
+from lkv.eviction.select import select
+from lkv.model.chat_template import chat_ids
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.model.tokenizer import load_tokenizer
 
 PLACES = [Path(__file__).parents[1] / "models", Path("/tmp/m")]
 SMOLLM2 = next((path for path in (p / "smollm2-135m-instruct" for p in PLACES) if path.is_dir()), None)

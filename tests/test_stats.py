@@ -8,9 +8,10 @@ import pytest
 from scipy.stats import permutation_test
 
 from lkv.errors import UserError
-from lkv.records import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS, write_csv
-from lkv.stats import bootstrap_mean, paired_difference
-from lkv.summarise import summarise, write_summary
+from lkv.results.columns import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS
+from lkv.results.csv_files import write_csv
+from lkv.results.statistics import bootstrap_mean, paired_difference
+from lkv.results.summarise import summarise, write_summary
 
 RNG_SEED = 7
 

@@ -20,19 +20,23 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.utils import chat_template_utils
 
-from lkv import attention, registry
-from lkv.architecture import blueprint, capturable, ours, unwrapped
-from lkv.attention import FLASH, SDPA, observable
-from lkv.cache import check_held, entries, full_layers, prompt_cache
-from lkv.chat import Unrendered, chat_ids, chat_text
-from lkv.decode import decode_all, pool
-from lkv.engine import evict
+from lkv import registry
+from lkv.cache.evictable import check_held, entries, full_layers, prompt_cache
 from lkv.errors import UserError
-from lkv.generate import evicting, generate
-from lkv.lookahead import LookaheadKV
-from lkv.prefill import compact, prefill, together
-from lkv.rope import context, length_dependent
-from lkv.tiny import tiny_tokenizer
+from lkv.eviction.compact import compact
+from lkv.eviction.decode import decode_all
+from lkv.eviction.decoder import pool
+from lkv.eviction.generate import generate
+from lkv.eviction.hooks import evicting
+from lkv.eviction.pipeline import evict
+from lkv.eviction.prefill import prefill, together
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.model import attention
+from lkv.model.architecture import blueprint, capturable, ours, unwrapped
+from lkv.model.attention import FLASH, SDPA, observable
+from lkv.model.chat_template import Unrendered, chat_ids, chat_text
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.model.rope import context, length_dependent
 
 NEW, STOP = 8, 257
 SNAPKV = registry.get("snapkv")

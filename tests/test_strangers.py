@@ -25,15 +25,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lkv import names, origins
 from lkv.bench import sources
-from lkv.cli import main
+from lkv.cli.main import main
 from lkv.errors import UserError
-from lkv.folders import MARK
-from lkv.models import CARD, obtain
-from lkv.records import read_csv, write_csv
-from lkv.study import SCHEMAS
-from lkv.tiny import tiny_model, tiny_tokenizer
+from lkv.files import names
+from lkv.files.folders import MARK
+from lkv.model import sources as origins
+from lkv.model.card import CARD
+from lkv.model.fetch import obtain
+from lkv.model.random_weights import tiny_model, tiny_tokenizer
+from lkv.results.csv_files import read_csv, write_csv
+from lkv.study.schema import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 ZEROS = "0" * 64
@@ -184,7 +186,7 @@ def test_a_kernel_that_a_config_names_is_not_fetched(key: str, own: Path, tmp_pa
 
 def test_the_door_to_lm_eval_runs_no_code_of_a_model_and_takes_whole_weights_alone(own: Path) -> None:
     pytest.importorskip("lm_eval")
-    from lkv.harness import LKV
+    from lkv.integrations.lm_eval import LKV
 
     for method in ("full", "snapkv"):
         given = {"method": method, "budget": 64, "device": "cpu"}
@@ -419,5 +421,5 @@ def test_no_line_loads_pickles_evaluates_text_or_trusts_a_models_code() -> None:
 def test_the_help_stays_quick_and_a_models_folder_is_still_marked(own: Path, tmp_path: Path) -> None:
     obtain(local(own), tmp_path / "m")
     assert (tmp_path / "m" / MARK).is_file()
-    code = "import sys, lkv.cli; lkv.cli.parser(); sys.exit('torch' in sys.modules)"
+    code = "import sys, lkv.cli.main; lkv.cli.parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

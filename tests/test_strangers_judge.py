@@ -16,12 +16,12 @@ from urllib.parse import quote
 import pytest
 from test_mtbench import QUESTIONS, answer
 
-from lkv.bench import endpoint
-from lkv.bench.endpoint import HIDDEN, hide, shown
-from lkv.bench.judge import Judge, _ask
-from lkv.cli import main
+from lkv.bench.mtbench import endpoint
+from lkv.bench.mtbench.endpoint import HIDDEN, hide, shown
+from lkv.bench.mtbench.requests import Judge, ask_once
+from lkv.cli.main import main
 from lkv.errors import UserError
-from lkv.records import write_jsonl
+from lkv.files.json_files import write_jsonl
 
 KEY = "sk-very/secret+key="
 SECRETS = (
@@ -178,7 +178,7 @@ def test_a_reply_is_bounded_in_time_and_size(
     monkeypatch.setattr(endpoint, "REPLY", 1 << 20)
     by = Judge(f"http://127.0.0.1:{raw(reply).port}/v1", "j", key_variable="none", timeout_s=1.0, retries=0)
     start = time.monotonic()
-    found = _ask(by.client(), by, {"messages": [{"role": "user", "content": "x"}]})
+    found = ask_once(by.client(), by, {"messages": [{"role": "user", "content": "x"}]})
     assert found == {"status": "failed", "rating": None, "error": words}
     assert time.monotonic() - start < 8
 

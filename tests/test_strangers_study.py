@@ -20,16 +20,16 @@ from docutils.core import publish_parts
 from test_report import PROVENANCE, make_study
 from test_workflow import ALWAYS, ROOT, TINY, snakemake, working_copy
 
-from lkv import study
 from lkv.errors import UserError
-from lkv.markup import inert, latex_text, rst_text
-from lkv.names import WORD
-from lkv.records import write_json
+from lkv.files.json_files import write_json
+from lkv.files.markup import inert, latex_text, rst_text
+from lkv.files.names import WORD
 from lkv.report.claims import write_claims
 from lkv.report.plots import plot
 from lkv.report.table import write_table
+from lkv.study import commands, front, schema, targets
 
-SCHEMA = study.SCHEMAS / "config.schema.yaml"
+SCHEMA = schema.SCHEMAS / "config.schema.yaml"
 QUIET = ["$(touch MARK)", "`touch MARK`", "x; touch MARK", 'it\'s "quoted" & | more', "a $HOME *"]
 LOUD = ["-x", "--out=elsewhere", "a\nb", "name\n", "\x00", "</script><script>", "a\u2028b", "{x}"]
 # Keys whose texts are free: paths, addresses, and names at places of other people.
@@ -103,7 +103,7 @@ def dotted(path: tuple[Any, ...]) -> str:
 
 def accepted(path: tuple[Any, ...], value: str) -> bool:
     with suppress(UserError):
-        study.check(changed(path, PREFIX.get(dotted(path), "") + value), SCHEMA, "c.yaml")
+        schema.check(changed(path, PREFIX.get(dotted(path), "") + value), SCHEMA, "c.yaml")
         return True
     return False
 
@@ -126,7 +126,7 @@ def test_every_text_of_a_config_is_a_name_or_free_and_no_option_or_markup(path: 
     for value in LOUD[2:] if dotted(path) in PREFIX else LOUD:
         assert not accepted(path, value), value
     with pytest.raises(UserError, match=r"c\.yaml, ") as caught:
-        study.check(changed(path, "a\nb"), SCHEMA, "c.yaml")
+        schema.check(changed(path, "a\nb"), SCHEMA, "c.yaml")
     assert "\n" not in str(caught.value)
 
 
@@ -140,14 +140,14 @@ def test_names_that_are_keys_are_names(name: str) -> None:
             at = at[key]
         at[name] = value
         with pytest.raises(UserError, match=r"^c\.yaml, ") as caught:
-            study.check(config, SCHEMA, "c.yaml")
+            schema.check(config, SCHEMA, "c.yaml")
         assert "\n" not in str(caught.value)
 
 
 def test_a_models_name_leads_out_of_no_folder() -> None:
     for name in ("../../etc/x", "/etc/x", "x\n", "$(x)"):
         with pytest.raises(UserError, match=r"models: .* is not allowed; allowed: letters"):
-            study.model_spec(name, ROOT)
+            schema.model_spec(name, ROOT)
 
 
 # The shell
@@ -224,8 +224,8 @@ def test_what_runs_for_real_runs_nothing_else(evil: Path) -> None:
 
 
 def test_a_folder_in_results_whose_name_is_none_is_no_study(evil: Path) -> None:
-    assert study.published("tiny", evil) == ["fine"]
-    assert study.beside("x", "tiny", evil) == []
+    assert targets.published("tiny", evil) == ["fine"]
+    assert targets.beside("x", "tiny", evil) == []
     assert all(re.fullmatch(WORD, path.name) for path in (ROOT / "results").iterdir() if path.is_dir())
 
 
@@ -253,7 +253,7 @@ def test_facts_of_a_study_from_elsewhere_are_shown_in_its_report_and_never_read(
         text: text,
     }
     write_json(tmp_path / "provenance.json", facts)
-    found = page(f"{study.front(str(tmp_path))}\n\n{study.facts_as_code(str(tmp_path))}\n")
+    found = page(f"{front.front(str(tmp_path))}\n\n{front.facts_as_code(str(tmp_path))}\n")
     assert "<script" not in found and "root:" not in found and "<a " not in found and "<img" not in found
     assert "system-message" not in found
     bare = page(f":X: {rst_text(text)}")
@@ -264,13 +264,13 @@ def test_facts_of_a_study_from_elsewhere_are_shown_in_its_report_and_never_read(
 @pytest.mark.parametrize("config", [None, {}, {"models": "x", "ruler": [], "latency": {"lengths": 3}}])
 def test_facts_of_any_shape_have_a_front(config: Any, tmp_path: Path) -> None:
     write_json(tmp_path / "provenance.json", {"config": config})
-    assert "system-message" not in page(study.front(str(tmp_path)))
+    assert "system-message" not in page(front.front(str(tmp_path)))
 
 
 def test_the_front_of_the_report_includes_no_file_and_pastes_no_fact() -> None:
     text = (ROOT / "workflow/report/workflow.rst").read_text()
     assert "include::" not in text
-    assert re.findall(r"\{\{ (.*?) \}\}", text) == ["study.front(results)", "study.facts_as_code(results)"]
+    assert re.findall(r"\{\{ (.*?) \}\}", text) == ["front.front(results)", "front.facts_as_code(results)"]
 
 
 def test_names_and_facts_of_others_are_text_in_every_report(tmp_path: Path) -> None:
@@ -305,5 +305,5 @@ def test_claims_show_names_and_facts_of_others_as_text(tmp_path: Path) -> None:
 
 
 def test_words_of_commands_are_one_word_each() -> None:
-    words = study.flags({"a_b": ["x y", "$(z)"], "c": {"k": "v w"}}, "a_b", "c")
+    words = commands.flags({"a_b": ["x y", "$(z)"], "c": {"k": "v w"}}, "a_b", "c")
     assert shlex.split(shlex.join(words)) == ["--a-b", "x y", "$(z)", "--c", "k=v w"]

@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from lkv.lookahead import LookaheadKV
-from lkv.records import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS, read_csv, read_json
-from lkv.study import ablated, reference_arm
-from lkv.summarise import AVERAGE, write_ablation
+from lkv.files.json_files import read_json
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.results.columns import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS
+from lkv.results.csv_files import read_csv
+from lkv.results.summarise import AVERAGE, write_ablation
+from lkv.study.arms import reference_arm
+from lkv.study.jobs import ablated
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted({path.parents[2] for path in ROOT.glob("results/*/samples/*/*.csv.gz")})

@@ -104,7 +104,7 @@ def test_too_little_memory_is_one_line(here: Path) -> None:
 @pytest.mark.parametrize("value", ["", "x", "-1", "0", "²", "9" * 5_000])
 def test_a_wrong_environment_is_one_line(name: str, value: str, here: Path, monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    from lkv.cli import main
+    from lkv.cli.main import main
 
     monkeypatch.setenv(name, value)
     assert main([*COMMANDS["train"].split(), "--processes", "2"]) == 2

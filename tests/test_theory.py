@@ -10,31 +10,22 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from lkv import study
-from lkv.models import shape_of
-from lkv.theory import (
-    Shape,
-    compact_s,
-    decode_s,
-    overhead_s,
-    prefill_flop,
-    prefill_s,
-    row_share,
-    scores_s,
-    training_flop,
-)
-from lkv.tiny import tiny_model
+from lkv.measure.theory import compact_s, decode_s, overhead_s, prefill_s, scores_s
+from lkv.model.flops import prefill_flop, row_share, training_flop
+from lkv.model.random_weights import tiny_model
+from lkv.model.shape import Shape, shape_of
+from lkv.study import schema
 
 ROOT = Path(__file__).parents[1]
 NAMED = [
     path.stem
     for path in sorted((ROOT / "config/models").glob("*.yaml"))
-    if study.read_spec(path)["shape"]
+    if schema.read_spec(path)["shape"]
 ]  # fmt: skip
 
 
 def shape(name: str) -> Shape:
-    return Shape(**study.model_spec(name, ROOT)["shape"])
+    return Shape(**schema.model_spec(name, ROOT)["shape"])
 
 
 B8, B1 = shape("llama-3.1-8b-instruct"), shape("llama-3.2-1b-instruct")

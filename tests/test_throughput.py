@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from conftest import observed
 
-from lkv import kvpress_run, registry
+from lkv import registry
 from lkv.data.frozen import freeze
 from lkv.errors import UserError
-from lkv.models import Loaded
-from lkv.records import THROUGHPUT_COLUMNS, read_csv
-from lkv.throughput import ratio, throughput
-from lkv.tiny import tiny_tokenizer
+from lkv.integrations import kvpress as kvpress_run
+from lkv.measure.throughput import ratio, throughput
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
+from lkv.results.columns import THROUGHPUT_COLUMNS
+from lkv.results.csv_files import read_csv
 
 BUDGETS = [40, 64]
 RECORD = {
@@ -83,7 +85,7 @@ def test_the_same_grid_of_another_engine_is_a_ratio_and_another_grid_is_refused(
     def other(samples: int) -> Path:
         out = tmp_path / f"{samples}.csv"
         root = Path(__file__).parents[1]
-        words = [sys.executable, "-m", "lkv.kvpress_run", "--model", tmp_path / "tiny", "--data"]
+        words = [sys.executable, "-m", "lkv.integrations.kvpress", "--model", tmp_path / "tiny", "--data"]
         words += [tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--samples", samples, "--budgets", *BUDGETS]
         words += ["--dtype", "float32", "--out", out]
         environment = {

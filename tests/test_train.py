@@ -11,17 +11,18 @@ import torch
 from conftest import in_two_processes, observed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lkv import train as training
-from lkv.engine import look
 from lkv.errors import UserError
+from lkv.eviction.prefill import look, prefill
 from lkv.interface import Tail
-from lkv.lookahead import LookaheadKV
-from lkv.loss import Batch
-from lkv.models import Loaded
-from lkv.prefill import prefill
-from lkv.responses import respond
-from lkv.tiny import tiny_tokenizer
-from lkv.train import Arm, Schedule, batch_loss, held_out, prepare, train
+from lkv.lookahead import train as training
+from lkv.lookahead.adapter import LookaheadKV
+from lkv.lookahead.arm import Arm, Schedule
+from lkv.lookahead.held_out import held_out
+from lkv.lookahead.loss import Batch, batch_loss, prepare
+from lkv.lookahead.responses import respond
+from lkv.lookahead.train import train
+from lkv.model.load import Loaded
+from lkv.model.random_weights import tiny_tokenizer
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ from pathlib import Path
 import sys, torch
 import test_train as t
 from conftest import observed
-from lkv.parallel import group
+from lkv.distributed.group import group
 loaded = t.Loaded(observed("llama"), t.tiny_tokenizer(), "tiny", "f" * 16, frozenset({257}))
 out = Path(sys.argv[1])
 with group(torch.device("cpu")) as together:

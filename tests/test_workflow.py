@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
-from lkv import study
-from lkv.cli import parser
+from lkv.cli.parser import parser
 from lkv.errors import UserError
+from lkv.report import kinds
+from lkv.results import paths
+from lkv.study import arms, commands, jobs, models, schema, targets
+from lkv.study import check as study
 
 ROOT = Path(__file__).parents[1]
 TINY = "config/tiny.yaml"
@@ -371,8 +374,8 @@ def test_shipped_configs_are_valid_and_named_as_their_files(path: Path, tmp_path
     config = yaml.safe_load(path.read_text())
     for name in ("config", "adapters"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for key in study.SOURCES.values():
-        if file := study.local((config.get("ruler") or {}).get(key) or "pydoc"):
+    for key in commands.SOURCES.values():
+        if file := commands.local((config.get("ruler") or {}).get(key) or "pydoc"):
             (tmp_path / file).parent.mkdir(exist_ok=True)
             (tmp_path / file).touch()
     assert study.validate(config, tmp_path)["study"] == path.stem
@@ -478,7 +481,7 @@ def test_given_modules_without_trained_arms_refuse_an_ablation(tiny: dict[str, A
     tiny["adapters"] = {"tiny-llama": str(tmp_path)}
     with pytest.raises(UserError, match=r"^x\.yaml, adapters\.tiny-llama: .* ablation\.arms .*; drop one.*$"):
         study.validate(tiny, ROOT, "x.yaml")
-    assert study.trained(study.validate(tiny | {"ablation": None}, ROOT)) == []
+    assert models.trained(study.validate(tiny | {"ablation": None}, ROOT)) == []
 
 
 def test_a_model_with_given_modules_needs_no_learning_rate(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -497,10 +500,10 @@ def test_modules_are_used_as_given_for_one_model_and_trained_for_the_other(
     config = study.validate(tiny, ROOT)
     own, given = "results/tiny/adapters/tiny-llama/main/lookahead.json", f"{tmp_path}/lookahead.json"
     for of in (None, "latency"):
-        assert [study.adapter(config, name, of) for name in config["models"]] == [[own], [given]]
-    assert study.trained(config) == ["tiny-llama"]
-    assert study.adapter_files(config) == [given, own]
-    assert "reports/training.pdf" in study.targets(config)
+        assert [models.adapter(config, name, of) for name in config["models"]] == [[own], [given]]
+    assert models.trained(config) == ["tiny-llama"]
+    assert models.adapter_files(config) == [given, own]
+    assert "reports/training.pdf" in targets.targets(config)
 
 
 def test_missing_essays_file_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -553,7 +556,7 @@ def test_wrong_model_specs_are_explained(spec: dict[str, Any], said: str, tmp_pa
     whole = {"name": "m", "licence": "MIT"} | spec if spec else {}
     (tmp_path / "config/models/m.yaml").write_text(yaml.safe_dump(whole))
     with pytest.raises(UserError) as error:
-        study.model_spec("m", tmp_path)
+        schema.model_spec("m", tmp_path)
     assert said in str(error.value)
     assert "config/models/m.yaml" in str(error.value)
     assert "\n" not in str(error.value)
@@ -586,11 +589,11 @@ def test_schemas_refuse_unknown_keys_and_describe_every_known_one(name: str) -> 
 def test_nothing_is_inspected_where_the_config_does_not_say_so(tiny: dict[str, Any]) -> None:
     for given in (tiny | {"inspect": None}, {key: tiny[key] for key in tiny if key != "inspect"}):
         plain = study.validate(given, ROOT)
-        assert study.inspect_files(plain, "kept") == []
-        assert not [name for name in study.targets(plain) if "recall" in name or "kept" in name]
+        assert jobs.inspect_files(plain, "kept") == []
+        assert not [name for name in targets.targets(plain) if "recall" in name or "kept" in name]
     filled = study.validate(tiny | {"inspect": {}}, ROOT)
-    assert study.inspect_flags(filled, "ruler") == ["--budgets", "64", "128", "--samples", "8"]
-    assert len(study.inspect_files(filled, "recall_part")) == 2
+    assert commands.inspect_flags(filled, "ruler") == ["--budgets", "64", "128", "--samples", "8"]
+    assert len(jobs.inspect_files(filled, "recall_part")) == 2
 
 
 # ---- helpers ----------------------------------------------------------------------------------------------
@@ -599,14 +602,14 @@ def test_nothing_is_inspected_where_the_config_does_not_say_so(tiny: dict[str, A
 def test_targets_of_all_are_what_the_rules_make(tiny_plan: str) -> None:
     tiny = study.read_config(ROOT / TINY, ROOT)
     made = re.findall(r"(?:reports|results)/[\w./]+", block(tiny_plan, "all"))
-    assert sorted(made) == sorted(study.targets(tiny))
+    assert sorted(made) == sorted(targets.targets(tiny))
 
 
 def test_paths_leave_only_the_rules_wildcards(tiny: dict[str, Any]) -> None:
-    paths = vars(study.paths(study.validate(tiny, ROOT)))
-    wildcards = {name for path in paths.values() for name in re.findall(r"{(\w+)}", path)}
+    found = vars(paths.paths(study.validate(tiny, ROOT)))
+    wildcards = {name for path in found.values() for name in re.findall(r"{(\w+)}", path)}
     assert wildcards == {"model", "arm", "benchmark", "task", "length"}
-    assert paths["adapter"] == "results/tiny/adapters/{model}/{arm}/lookahead.json"
+    assert found["adapter"] == "results/tiny/adapters/{model}/{arm}/lookahead.json"
 
 
 def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
@@ -616,25 +619,27 @@ def test_arms_share_what_they_do_not_change(tiny: dict[str, Any]) -> None:
         "avg": {"pool": "avg"},
     }
     config = study.validate(tiny, ROOT)
-    assert {arm: study.same_data(config, arm) for arm in study.arms(config)} == {
+    assert {arm: arms.same_data(config, arm) for arm in arms.arms(config)} == {
         "main": "main", "short": "main", "longer": "longer", "avg": "main",
     }  # fmt: skip
-    assert study.trained_arms(config) == ["main", "short", "longer"]
-    assert study.trained_data(config) == ["main", "longer"]
-    assert study.arm_words(config, "tiny-llama")[-1] == (
+    assert arms.trained_arms(config) == ["main", "short", "longer"]
+    assert arms.trained_data(config) == ["main", "longer"]
+    assert commands.arm_words(config, "tiny-llama")[-1] == (
         "avg=results/tiny/adapters/tiny-llama/main,group=mean,pool=avg,kernel=7,order=group_pool,beside=0"
     )
-    flags = {arm: " ".join(study.train_flags(config, "tiny-llama", arm, ROOT)) for arm in study.arms(config)}
+    flags = {
+        arm: " ".join(commands.train_flags(config, "tiny-llama", arm, ROOT)) for arm in arms.arms(config)
+    }
     assert "--tokens 8" in flags["longer"] and "--response-tokens 4" in flags["short"]
     assert not any("--response-tokens" in flags[arm] for arm in ("main", "longer"))
-    assert "--response-tokens 9" in " ".join(study.prompt_flags(config, "longer"))
+    assert "--response-tokens 9" in " ".join(commands.prompt_flags(config, "longer"))
 
 
 def test_the_arm_that_others_are_compared_with_comes_first(tiny: dict[str, Any]) -> None:
     tiny["ablation"] = {"arms": {"n8": {"tokens": 8}, "brief": {"steps": 2}}}
     for reference, names in (("brief", ["brief", "main", "n8"]), (None, ["main", "n8", "brief"])):
         tiny["ablation"]["reference"] = reference
-        words = study.arm_words(study.validate(tiny, ROOT), "tiny-llama")
+        words = commands.arm_words(study.validate(tiny, ROOT), "tiny-llama")
         assert [word.partition("=")[0] for word in words] == names
     tiny["ablation"]["reference"] = "breif"
     with pytest.raises(UserError, match=r"breif.*main, n8, brief"):
@@ -644,11 +649,11 @@ def test_the_arm_that_others_are_compared_with_comes_first(tiny: dict[str, Any])
 def test_arms_beside_the_methods_are_read_by_the_plots_of_scores(tiny: dict[str, Any]) -> None:
     tiny["ablation"] = {"arms": {"n8": {"tokens": 8}}, "beside": ["n8"]}
     config = study.validate(tiny, ROOT)
-    for kind in study.PLOTS:
-        reads = "results/tiny/ablation.csv" in study.plotted(kind, "tiny", config)
+    for kind in kinds.PLOTS:
+        reads = "results/tiny/ablation.csv" in targets.plotted(kind, "tiny", config)
         assert reads == (kind in ("averages", "accuracy", "ablation")), kind
     config["ablation"]["beside"] = []
-    assert study.beside_methods("tiny", config) == []
+    assert targets.beside_methods("tiny", config) == []
     tiny["ablation"]["beside"] = ["n9"]
     with pytest.raises(UserError, match=r"ablation.beside: n9.*n8|n9.*n8"):
         study.validate(tiny, ROOT)
@@ -657,18 +662,18 @@ def test_arms_beside_the_methods_are_read_by_the_plots_of_scores(tiny: dict[str,
 def test_an_arm_of_another_seed_is_trained_anew_on_the_same_prompts(tiny: dict[str, Any]) -> None:
     tiny["ablation"]["arms"] = {"again": {"seed": 7}}
     config = study.validate(tiny, ROOT)
-    assert study.trained_arms(config) == ["main", "again"] and study.trained_data(config) == ["main"]
-    assert study.train_seed(config, "again") == 7
-    assert study.train_seed(config, "main") == config["seed"] != 7
+    assert arms.trained_arms(config) == ["main", "again"] and arms.trained_data(config) == ["main"]
+    assert arms.train_seed(config, "again") == 7
+    assert arms.train_seed(config, "main") == config["seed"] != 7
 
 
 def test_an_arm_of_given_answers_has_data_of_its_own_and_alone_says_so(tiny: dict[str, Any]) -> None:
     tiny["ablation"]["arms"] = {"given": {"answers": "given"}, "same": {"answers": "model"}}
     config = study.validate(tiny, ROOT)
     assert config["train"]["answers"] == "model"
-    assert study.trained_data(config) == study.trained_arms(config) == ["main", "given"]
-    assert " ".join(study.prompt_flags(config, "given")).endswith(" --answers given")
-    assert "--answers" not in study.prompt_flags(config, "main")
+    assert arms.trained_data(config) == arms.trained_arms(config) == ["main", "given"]
+    assert " ".join(commands.prompt_flags(config, "given")).endswith(" --answers given")
+    assert "--answers" not in commands.prompt_flags(config, "main")
 
 
 def test_the_workflow_passes_given_answers_for_their_arm_only(
@@ -686,8 +691,8 @@ def test_the_workflow_passes_given_answers_for_their_arm_only(
 def test_a_budget_that_holds_the_whole_length_is_left_out(tiny: dict[str, Any]) -> None:
     config = study.validate(tiny | {"budgets": [64, 1024, 2048]}, ROOT)
     config["ruler"]["budgets"] = None
-    assert study.budgets(config, "ruler", 4096) == study.budgets(config, "ruler") == [64, 1024, 2048]
-    assert study.budgets(config, "ruler", 1024) == study.budgets(config, "ruler", 32) == [64]
+    assert jobs.budgets(config, "ruler", 4096) == jobs.budgets(config, "ruler") == [64, 1024, 2048]
+    assert jobs.budgets(config, "ruler", 1024) == jobs.budgets(config, "ruler", 32) == [64]
 
 
 def test_flags_leave_out_what_is_not_there() -> None:
@@ -698,18 +703,21 @@ def test_flags_leave_out_what_is_not_there() -> None:
         "mixture": {"a": 1, "b": 0.5},
         "none": [],
     }
-    words = study.flags(values, "steps", "max_new_tokens", "lengths", "mixture", "none")
+    words = commands.flags(values, "steps", "max_new_tokens", "lengths", "mixture", "none")
     assert words == ["--steps", "6", "--lengths", "1", "2", "--mixture", "a=1", "b=0.5"]
 
 
 def test_only_tasks_with_a_source_of_text_depend_on_it() -> None:
     ruler = {"haystack": "essays.txt", "squad": "s.json", "hotpotqa": "h.json", "ready": None}
-    assert study.ruler_files(ruler, "niah_multivalue") == ["essays.txt"]
+    assert commands.ruler_files(ruler, "niah_multivalue") == ["essays.txt"]
     for elsewhere in ({"haystack": "pydoc"}, {"haystack": "hub:a/essays"}, {"ready": "folder:x"}):
-        assert study.ruler_files(ruler | elsewhere, "niah_multivalue") == []
-    assert study.ruler_files(ruler | {"haystack": "e.json#sha256=0f"}, "niah_multivalue") == ["e.json"]
-    assert (study.ruler_files(ruler, "qa_1"), study.ruler_files(ruler, "qa_2")) == (["s.json"], ["h.json"])
-    assert study.ruler_sources("niah_single_1") == study.ruler_sources("cwe") == []
+        assert commands.ruler_files(ruler | elsewhere, "niah_multivalue") == []
+    assert commands.ruler_files(ruler | {"haystack": "e.json#sha256=0f"}, "niah_multivalue") == ["e.json"]
+    assert (commands.ruler_files(ruler, "qa_1"), commands.ruler_files(ruler, "qa_2")) == (
+        ["s.json"],
+        ["h.json"],
+    )
+    assert commands.ruler_sources("niah_single_1") == commands.ruler_sources("cwe") == []
 
 
 def test_published_studies_are_complete_folders_other_than_the_configured_one(tmp_path: Path) -> None:
@@ -717,22 +725,23 @@ def test_published_studies_are_complete_folders_other_than_the_configured_one(tm
         (tmp_path / "results" / name).mkdir(parents=True)
     for name in ("paper", "demo"):
         (tmp_path / "results" / name / "provenance.json").write_text("{}")
-    assert study.published("demo", tmp_path) == ["paper"]
-    assert re.fullmatch(study.any_of(["a.b"]), "a.b")
-    assert not re.fullmatch(study.any_of(["a.b"]), "acb")
-    assert not re.match(study.any_of([]), "")
+    assert targets.published("demo", tmp_path) == ["paper"]
+    assert re.fullmatch(jobs.any_of(["a.b"]), "a.b")
+    assert not re.fullmatch(jobs.any_of(["a.b"]), "acb")
+    assert not re.match(jobs.any_of([]), "")
 
 
 @pytest.mark.parametrize(("asked", "cpus", "threads"), [(8, 2, 2), (1, 2, 1), (2, 64, 2)])
 def test_jobs_get_no_more_threads_than_there_are_cpus(asked: int, cpus: int, threads: int) -> None:
-    script = study.shell_prefix(cpus) + "echo $OMP_NUM_THREADS $MKL_NUM_THREADS"
+    script = commands.shell_prefix(cpus) + "echo $OMP_NUM_THREADS $MKL_NUM_THREADS"
     environment = {"OMP_NUM_THREADS": str(asked), "MKL_NUM_THREADS": str(asked)}
     run = subprocess.run(["bash", "-c", script], env=environment, text=True, capture_output=True, check=True)
     assert run.stdout.split() == [str(threads)] * 2
 
 
 def test_study_helpers_load_neither_torch_nor_snakemake() -> None:
-    code = "import sys, lkv.study; print({'torch', 'transformers', 'snakemake', 'pandas'} & set(sys.modules))"
+    code = "import sys, lkv.study.check, lkv.study.targets; "
+    code += "print({'torch', 'transformers', 'snakemake', 'pandas'} & set(sys.modules))"
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment(), text=True, capture_output=True, check=True
     )

@@ -1,6 +1,7 @@
 """Tiny random models of many architectures, made in memory from transformers' own configs.
 
-`python tests/zoo.py` writes docs/architectures.md: what is supported, asked of each model by lkv.support.
+`python tests/zoo.py` writes docs/architectures.md: what is supported, asked of each model
+by lkv.model.support.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from lkv.architecture import ours
-from lkv.support import eviction_problem, lookahead_problem
+from lkv.model.architecture import ours
+from lkv.model.support import eviction_problem, lookahead_problem
 
 HEAD = """# Architectures
 
-What works on which models, asked of a tiny random model of each by `lkv.support`. This page is written by
-`python tests/zoo.py`; a test holds it to what the code says.
+What works on which models, asked of a tiny random model of each by `lkv.model.support`. This page is
+written by `python tests/zoo.py`; a test holds it to what the code says.
 
 - *Evict*: every method that needs no training, by every door (`generate`, `evicting`, `evaluate`, layer by
   layer, lm-eval), equal to the full cache with the other entries masked. Sliding-window layers stay whole.
 - *LookaheadKV*: its modules can be trained and used.
-- *Fused*: the block loop of `lkv.forward` runs the model, with fused kernels on CUDA. Other models run
+- *Fused*: the block loop of `lkv.model.forward` runs the model, with fused kernels on CUDA. Other models run
   through transformers' own forward.
 
 | architecture | evict | LookaheadKV | fused |

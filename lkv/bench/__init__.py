@@ -9,8 +9,8 @@ from typing import Any
 from lkv.errors import one_of
 
 MODULES = {
-    "ruler": "lkv.bench.ruler",
-    "longbench": "lkv.bench.longbench",
+    "ruler": "lkv.bench.ruler.tasks",
+    "longbench": "lkv.bench.longbench.tasks",
     "longproc": "lkv.bench.longproc",
 }
 

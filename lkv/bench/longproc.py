@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lkv.chat import chat_ids
 from lkv.errors import UserError, one_of, unshown
-from lkv.reading import filled, parse, read_text, regular
-from lkv.records import fingerprint, require
-from lkv.strict_yaml import parse_yaml
+from lkv.files.json_files import fingerprint
+from lkv.files.reading import filled, parse, read_text, regular, require
+from lkv.files.strict_yaml import parse_yaml
+from lkv.model.chat_template import chat_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lkv.protocol import Protocol
+    from lkv.bench.protocol import Protocol
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lkv.bench import ruler_csv
+from lkv.bench.ruler import kvpress_csv as ruler_csv
 from lkv.errors import UserError, one_of
-from lkv.records import read_jsonl, require
+from lkv.files.json_files import read_jsonl
+from lkv.files.reading import require
 
 COINCIDING = 5  # different rows in a row, from which on repeating a file's beginning is no coincidence
 

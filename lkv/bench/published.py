@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from lkv.bench import longbench, predictions, ruler
-from lkv.bench.longbench_metrics import CODE_VARIANTS, FIRST_LINE, share
+from lkv.bench import predictions
+from lkv.bench.longbench import tasks as longbench
+from lkv.bench.longbench.metrics import CODE_VARIANTS, FIRST_LINE, share
 from lkv.bench.predictions import Once, Prediction
+from lkv.bench.ruler import tasks as ruler
 from lkv.errors import UserError, one_of
-from lkv.records import atomic_write
+from lkv.files.atomic import atomic_write
 
 CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
 KVPRESS, OFFICIAL = "kvpress", "ruler"  # ways to clean an answer

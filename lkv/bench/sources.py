@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lkv import archives
 from lkv.errors import UserError
-from lkv.reading import expanded, regular
-from lkv.records import parse_line
+from lkv.files import archives
+from lkv.files.json_files import parse_line
+from lkv.files.reading import expanded, regular
 
 FORMS = "folder:PATH, zip:PATH, hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
 TIMEOUT = 4  # seconds that the hub has to answer; `datasets` itself retries for half a minute

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
-from lkv.markup import inert
-from lkv.records import (
+from lkv.files.markup import inert
+from lkv.results.columns import (
     ABLATION_COLUMNS,
     ACCURACY_COLUMNS,
     LATENCY_COLUMNS,
     PAIRED_COLUMNS,
-    read_csv,
     read_provenance,
 )
-from lkv.summarise import AVERAGE, BUILT_IN, REFERENCE
+from lkv.results.csv_files import read_csv
+from lkv.results.summarise import AVERAGE, BUILT_IN, REFERENCE
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 HOLDS, PART, FAILS = "holds", "holds in part", "does not hold"
 UNTESTABLE, UNMEASURED = "cannot be tested here", "not measured yet"

@@ -24,7 +24,7 @@ from lkv.claims.evidence import (
     place,
     thousands,
 )
-from lkv.summarise import REFERENCE
+from lkv.results.summarise import REFERENCE
 
 LEVEL = 0.05
 MARGIN = 2.0  # points of score: a loss that does not matter

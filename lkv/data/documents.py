@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from lkv.errors import UserError, one_of
-from lkv.reading import parse, regular, text_of
+from lkv.files.reading import parse, regular, text_of
 
 KINDS = ("topics", "code")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lkv.errors import UserError
-from lkv.reading import regular
-from lkv.records import read_json, read_jsonl, require, sha256_file, write_hashed_json, write_jsonl
+from lkv.files.json_files import read_json, read_jsonl, write_hashed_json, write_jsonl
+from lkv.files.reading import regular, require
+from lkv.files.sums import sha256_file
 
 
 def freeze(path: str | Path, records: Iterable[dict[str, Any]], **facts: Any) -> int:

@@ -15,7 +15,9 @@ from typing import Any, overload
 
 from lkv.data.frozen import facts_of, freeze, load, sidecar
 from lkv.errors import UserError
-from lkv.records import parse_line, require, sha256_file
+from lkv.files.json_files import parse_line
+from lkv.files.reading import require
+from lkv.files.sums import sha256_file
 
 log = logging.getLogger("lkv")
 

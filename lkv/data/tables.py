@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lkv.errors import UserError, one_of
-from lkv.reading import expanded
-from lkv.records import parse_line
+from lkv.files.json_files import parse_line
+from lkv.files.reading import expanded
 
 log = logging.getLogger("lkv")
 

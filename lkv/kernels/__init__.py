@@ -1,10 +1,10 @@
 """Triton kernels for CUDA, each with a reference in plain torch; `usable` says where they run.
 
-scores   importance of prompt keys          lkv.observe.importance, lkv.select.candidate_scores
-topk     the C best entries of each row     lkv.select.keep
-gather   kept entries of all layers         lkv.cache.gather
-blocks   norms, rotary positions, SwiGLU    lkv.blocks
-decode   one token a row, unequal lengths   lkv.blocks.attend_rows, lkv.blocks.attend_shared
+scores   importance of prompt keys          eviction.importance, eviction.select.candidate_scores
+topk     the C best entries of each row     eviction.select.keep
+gather   kept entries of all layers         cache.evictable.gather
+blocks   norms, rotary positions, SwiGLU    reference
+decode   one token a row, unequal lengths   reference.attend_rows, reference.attend_shared
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What stands between the matrix products of a transformer block, each in one pass over its data.
 
-The functions are those of lkv.blocks, which is their reference, for contiguous tensors without gradient.
+lkv.kernels.reference has the same functions in plain torch. These take contiguous tensors without gradient.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lkv.blocks import Norms
 from lkv.kernels.decode import attend_rows, attend_shared
+from lkv.kernels.reference import Norms
 
 __all__ = ["add_norm", "attend_rows", "attend_shared", "rope", "rope_into", "swiglu"]
 
@@ -36,7 +36,7 @@ def _rms_norm(
 
 
 def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """As lkv.blocks.add_norm; the sum is written over `residual`. Both contiguous."""
+    """As lkv.kernels.reference.add_norm; the sum is written over `residual`. Both contiguous."""
     out = torch.empty_like(x)
     width = x.shape[-1]
     block = triton.next_power_of_2(width)
@@ -58,7 +58,7 @@ def _swiglu(gate_ptr, up_ptr, numel, BLOCK: tl.constexpr):
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """As lkv.blocks.swiglu, written over `gate`; both contiguous."""
+    """As lkv.kernels.reference.swiglu, written over `gate`; both contiguous."""
     _swiglu[(triton.cdiv(gate.numel(), 4096),)](gate, up, gate.numel(), BLOCK=4096, num_warps=8)
     return gate
 
@@ -122,7 +122,7 @@ def _rope(
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, norms: Norms = None) -> tuple[Tensor, Tensor]:
-    """As lkv.blocks.rope; q is rotated in place, k goes to a new tensor with each head's keys together."""
+    """As reference.rope; q is rotated in place, k goes to a new tensor with each head's keys together."""
     batch, tokens, _, dim = q.shape
     out = k.new_empty(batch, k.shape[2], tokens, dim)
     _launch_rope(q, k, None, cos, sin, norms, out, None, None)
@@ -140,7 +140,7 @@ def rope_into(
     values: Tensor,
     slots: Tensor,
 ) -> Tensor:
-    """As lkv.blocks.rope_into, q rotated in place."""
+    """As lkv.kernels.reference.rope_into, q rotated in place."""
     _launch_rope(q, k, v, cos, sin, norms, keys, values, slots)
     return q.transpose(1, 2)
 

@@ -139,7 +139,7 @@ def _combine(
 
 
 def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float) -> Tensor:
-    """As lkv.blocks.attend_rows: q [R, H, 1, D], keys and values [R, K, W, D] → [R, 1, H, D]."""
+    """As lkv.kernels.reference.attend_rows: q [R, H, 1, D], keys and values [R, K, W, D] → [R, 1, H, D]."""
     rows, heads, _, dim = q.shape
     kv_heads, room = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads
@@ -164,7 +164,7 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling:
 def attend_shared(
     q: Tensor, keys: Tensor, values: Tensor, slots: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """As lkv.blocks.attend_shared; the log-sum-exp is always there."""
+    """As lkv.kernels.reference.attend_shared; the log-sum-exp is always there."""
     rows, heads, _, dim = q.shape
     kv_heads, room = keys.shape[1], keys.shape[2]
     groups = heads // kv_heads

@@ -5,7 +5,7 @@ knows each row's log-sum-exp (attention kernels return it), one pass over the ke
 the logits and reduces the probabilities over the observers. Otherwise `_stats` leaves each share's row maxima
 and sums in a pass before, and `_lse` puts them together.
 
-lkv.observe.reference is the reference, in every argument; tests compare both with float64.
+lkv.eviction.importance.reference is the reference, in every argument; tests compare both with float64.
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ def importance(
     valid: Tensor | None = None,
     lse: Tensor | None = None,
 ) -> Tensor:
-    """As lkv.observe.reference: [B, H, prompt] float32. `lse` [B, H, R] float32, natural, if known.
+    """As eviction.importance.reference: [B, H, prompt] float32. `lse` [B, H, R] float32, natural, if known.
 
     `first` may be int32 [B], one a prompt: then columns beyond first[b] + R - 1 are 0.
     """
@@ -363,7 +363,7 @@ def grouped_importance(
 ) -> Tensor:
     """Scores [B, K, high - low] float32 of prompt keys low … high - 1, grouped and then pooled.
 
-    What lkv.select.candidate_scores makes of the importance in the order group_pool, in one kernel.
+    What lkv.eviction.select.candidate_scores makes of the importance in the order group_pool, in one kernel.
     """
     modes = {None: 0, "max": 1, "avg": 2}
     pooled = modes[pool] if kernel > 1 else 0

@@ -2,7 +2,7 @@
 
 A search over the bits of the C-th largest score, two at a time (non-negative floats order as their bits do),
 with three counts a step; then one pass writes the indices in order. Ties go to the earlier entry, as in
-lkv.select.keep: the same choice on every run, which torch.topk does not promise.
+lkv.eviction.select.keep: the same choice on every run, which torch.topk does not promise.
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lkv.errors import UserError
-from lkv.records import ABLATION_COLUMNS, ARMS_COLUMNS, read_csv
 from lkv.report.figure import BUDGET, WIDTH, finish, read_figures
 from lkv.report.style import benchmark_label, length_label
-from lkv.stats import LEVEL
-from lkv.summarise import AVERAGE, BUILT_IN
+from lkv.results.columns import ABLATION_COLUMNS, ARMS_COLUMNS
+from lkv.results.csv_files import read_csv
+from lkv.results.statistics import LEVEL
+from lkv.results.summarise import AVERAGE, BUILT_IN
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from lkv.report.figure import BUDGET, WIDTH, finish, line_look, listing, method_
 from lkv.report.note import arms_run, setting
 from lkv.report.source import Block, read_blocks, read_provenance
 from lkv.report.style import span, style
-from lkv.stats import LEVEL
-from lkv.summarise import AVERAGE
+from lkv.results.statistics import LEVEL
+from lkv.results.summarise import AVERAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

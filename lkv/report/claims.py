@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lkv.claims.catalogue import CLAIMS, RULES, TARGETS
-from lkv.claims.evidence import (
-    TABLES,
-    UNMEASURED,
-    UNTESTABLE,
-    VERDICTS,
-    Evidence,
-    averages,
-    read_evidence,
-)
+from lkv.claims.evidence import TABLES, UNMEASURED, UNTESTABLE, VERDICTS, Evidence, averages, read_evidence
 from lkv.claims.rules import Claim, judged
-from lkv.records import atomic_write
+from lkv.files.atomic import atomic_write
 from lkv.report.note import arms_run, setting
-from lkv.study import PATHS
+from lkv.results.paths import PATHS
 
 INTRO = (
     "What the LookaheadKV paper (ICLR 2026, arXiv 2603.10899) claims, what its reviewers doubted, and what "

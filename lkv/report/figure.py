@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
-from lkv.records import read_csv
 from lkv.report.style import style
+from lkv.results.csv_files import read_csv
 
 if TYPE_CHECKING:
     import pandas as pd

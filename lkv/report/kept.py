@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lkv.records import KEPT_COLUMNS
 from lkv.report.figure import WIDTH, finish, read_figures
 from lkv.report.style import length_label, style
+from lkv.results.columns import KEPT_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lkv.errors import UserError
-from lkv.records import LATENCY_COLUMNS
 from lkv.report.bars import ZOOM, bars_of, draw, handles
 from lkv.report.curves import curves
 from lkv.report.figure import BUDGET, WIDTH, finish, read_figures
 from lkv.report.style import span
+from lkv.results.columns import LATENCY_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

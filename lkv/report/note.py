@@ -7,7 +7,7 @@ from typing import Any
 
 from lkv.report.source import Block
 from lkv.report.style import benchmark_label, length_label, style
-from lkv.stats import LEVEL, REPEATS
+from lkv.results.statistics import LEVEL, REPEATS
 
 TIED, SHORT = "°", "†"
 BLIND = "question_blind"  # the switch in a protocol's label

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lkv.report.note import SHORT, TIED
 from lkv.report.source import template
 from lkv.report.style import benchmark_label, style
-from lkv.stats import LEVEL
+from lkv.results.statistics import LEVEL
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lkv.errors import UserError
-from lkv.records import LATENCY_COLUMNS
 from lkv.report.figure import BUDGET, WIDTH, finish, line_look, listing, method_handle, panels, read_figures
 from lkv.report.latency import TEXT
 from lkv.report.source import Block, read_blocks
 from lkv.report.style import length_label, style
-from lkv.stats import LEVEL
+from lkv.results.columns import LATENCY_COLUMNS
+from lkv.results.statistics import LEVEL
 
 if TYPE_CHECKING:
     import pandas as pd

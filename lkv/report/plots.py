@@ -9,17 +9,18 @@ from shutil import copy
 from typing import TYPE_CHECKING
 
 from lkv.errors import one_of
-from lkv.records import atomic_write, read_csv
+from lkv.files.atomic import atomic_write, temporary_folder
 from lkv.report.ablation import ablation
 from lkv.report.accuracy import accuracy, averages
 from lkv.report.figure import FORMATS, RC, to_bytes
 from lkv.report.kept import kept
+from lkv.report.kinds import PLOTS
 from lkv.report.latency import latency
 from lkv.report.pareto import pareto
 from lkv.report.recall import recall
 from lkv.report.training import training
-from lkv.study import PATHS, PLOTS
-from lkv.writing import temporary_folder
+from lkv.results.csv_files import read_csv
+from lkv.results.paths import PATHS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lkv.records import RECALL_COLUMNS
 from lkv.report.figure import BUDGET, WIDTH, finish, listing, panels, read_figures
 from lkv.report.style import length_label, span, style
+from lkv.results.columns import RECALL_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

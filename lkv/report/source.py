@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lkv.errors import UserError
-from lkv.records import ABLATION_COLUMNS, ACCURACY_COLUMNS, read_csv
-from lkv.records import read_provenance as provenance_of
 from lkv.report.style import benchmark_label, length_label, span
-from lkv.summarise import AVERAGE, BUILT_IN, belongs_to_its_task
+from lkv.results.columns import ABLATION_COLUMNS, ACCURACY_COLUMNS
+from lkv.results.columns import read_provenance as provenance_of
+from lkv.results.csv_files import read_csv
+from lkv.results.summarise import AVERAGE, BUILT_IN, belongs_to_its_task
 
 if TYPE_CHECKING:
     import jinja2

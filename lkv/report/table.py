@@ -8,64 +8,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lkv.markup import latex_text, markdown_text, typst_string
-from lkv.records import PAIRED_COLUMNS, TABLE_COLUMNS, atomic_write, read_csv, stored, write_csv
+from lkv.files.atomic import atomic_write
 from lkv.report.note import SHORT, TIED, note
 from lkv.report.page import to_html
-from lkv.report.source import Block, read_blocks, read_provenance, read_scores, template
+from lkv.report.source import Block, read_blocks, read_provenance, read_scores
 from lkv.report.style import style
-from lkv.summarise import AVERAGE
-
-NONE = "–"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure as it is printed."""
-
-    text: str = NONE
-    interval: str = ""
-    best: bool = False
-    marks: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method, a cell a budget; the full cache has one score for all budgets and no recall."""
-
-    method: str
-    scores: list[Cell]
-    recalls: list[Cell]
-
-    @property
-    def label(self) -> str:
-        return style(self.method).label
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One block: bounds above a rule, the evictors below it."""
-
-    title: str
-    bounds: list[Row]
-    evictors: list[Row]
-
-
-@dataclass(frozen=True)
-class Table:
-    budgets: list[int]
-    panels: list[Panel]
-    recall: bool  # whether there is any recall to show
-    note: list[tuple[str, str]]
-
-    def cells(self) -> Iterator[Cell]:
-        for panel in self.panels:
-            for row in panel.bounds + panel.evictors:
-                yield from row.scores + row.recalls
+from lkv.report.table_latex import to_latex
+from lkv.report.table_markdown import to_markdown
+from lkv.report.table_model import NONE, Cell, Panel, Row, Table
+from lkv.report.table_pdf import to_pdf
+from lkv.results.columns import PAIRED_COLUMNS, TABLE_COLUMNS
+from lkv.results.csv_files import read_csv, stored, write_csv
+from lkv.results.summarise import AVERAGE
 
 
 def write_table(results_dir: str | Path, out_stem: str | Path) -> None:
@@ -170,81 +127,3 @@ def to_rows(block: Block) -> Iterator[dict[str, Any]]:
             "best": (*cell, "score") in best,
             "best_recall": (*cell, "recall_raw") in best,
         }
-
-
-def to_pdf(table: Table) -> bytes:
-    """One page, cropped to the table; the same bytes for the same table."""
-    import typst
-
-    source = template("table.typ.jinja", typst=typst_string).render(table=table)
-    # System fonts would make the bytes depend on the machine.
-    pdf: bytes = typst.compile(source.encode(), format="pdf", ignore_system_fonts=True)
-    return pdf
-
-
-def to_markdown(table: Table) -> str:
-    def cell(cell: Cell) -> str:
-        text = f"**{cell.text}**" if cell.best else cell.text
-        return " ".join(filter(None, [text + cell.marks, cell.interval]))
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    def row(row: Row) -> str:
-        label = markdown_text(row.label)
-        repeat = len(table.budgets) if row.method == "full" else 1
-        cells = [cell(score) for score in row.scores] * repeat
-        if table.recall:
-            cells += [cell(recall) for recall in row.recalls] or [NONE] * len(table.budgets)
-        return line([f"*{label}*" if style(row.method).bound else label, *cells])
-
-    heads = [f"Score, C = {budget}" for budget in table.budgets]
-    heads += [f"Recall, C = {budget}" for budget in table.budgets] * table.recall
-    lines = []
-    for panel in table.panels:
-        lines += [f"**{markdown_text(panel.title)}**", ""]
-        lines += [line(["Method", *heads]), line([":--", *["--:"] * len(heads)])]
-        lines += [*map(row, panel.bounds), *map(row, panel.evictors), ""]
-    lines += [f"**{markdown_text(lead)}:** {markdown_text(text)}  " for lead, text in table.note]
-    return "\n".join(lines) + "\n"
-
-
-def to_latex(table: Table) -> str:
-    """A `table` environment for a document that loads booktabs."""
-    width = len(table.budgets)
-
-    def cell(cell: Cell) -> str:
-        text = f"\\textbf{{{cell.text}}}" if cell.best else latex_text(cell.text)
-        marks = f"\\textsuperscript{{{latex_text(cell.marks)}}}" if cell.marks else ""
-        return text + marks + (f" {{\\scriptsize {cell.interval}}}" if cell.interval else "")
-
-    def row(row: Row) -> str:
-        label, cells = latex_text(row.label), [cell(score) for score in row.scores]
-        if row.method == "full":
-            cells = [f"\\multicolumn{{{width}}}{{c}}{{{cells[0]}}}"]
-        if table.recall:
-            cells += [cell(recall) for recall in row.recalls] or [""] * width
-        return " & ".join([f"\\textit{{{label}}}" if style(row.method).bound else label, *cells]) + " \\\\"
-
-    groups = ["Score", "Recall"] if table.recall else ["Score"]
-    columns = 1 + width * len(groups)
-    rules = [f"\\cmidrule(lr){{{2 + width * at}-{1 + width * (at + 1)}}}" for at in range(len(groups))]
-    lines = [
-        "% Needs \\usepackage{booktabs}.",
-        "\\begin{table}",
-        "\\centering\\small",
-        f"\\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
-        "\\toprule",
-        " & ".join(["", *(f"\\multicolumn{{{width}}}{{c}}{{{group}}}" for group in groups)]) + " \\\\",
-        " ".join(rules),
-        " & ".join(["Method", *[f"\\(C = {budget}\\)" for budget in table.budgets] * len(groups)]) + " \\\\",
-    ]
-    for panel in table.panels:
-        lines += [
-            "\\midrule",
-            f"\\multicolumn{{{columns}}}{{l}}{{\\textit{{{latex_text(panel.title)}}}}} \\\\",
-        ]
-        lines += [*map(row, panel.bounds), "\\midrule", *map(row, panel.evictors)]
-    lines += ["\\bottomrule", "\\end{tabular}", "", "\\medskip", "\\parbox{\\linewidth}{\\footnotesize"]
-    lines += [f"\\textbf{{{latex_text(lead)}:}} {latex_text(text)}" for lead, text in table.note]
-    return "\n".join([*lines, "}", "\\end{table}"]) + "\n"

@@ -6,9 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lkv.records import TRAINING_COLUMNS
 from lkv.report.figure import WIDTH, finish, listing, read_figures
 from lkv.report.source import read_provenance
+from lkv.results.columns import TRAINING_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,11 +19,11 @@ rule data_train:
         # No parameter: how many do the work changes nothing about what comes out.
         processes=lambda wildcards: SPREAD[wildcards.arm],
     params:
-        version=study.VERSIONS["data"],
+        version=versions.VERSIONS["data"],
         model=subpath(input.model, parent=True),
-        options=lambda wildcards: study.prompt_flags(config, wildcards.arm),
+        options=lambda wildcards: commands.prompt_flags(config, wildcards.arm),
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype"),
+        run=commands.flags(config, "device", "dtype"),
     shell:
         "python -m lkv data train --model {params.model:q} --out {output.data:q} {params.options:q}"
         " --seed {params.seed:q} {params.run:q}"
@@ -33,22 +33,22 @@ rule data_train:
 rule data_ruler:
     input:
         model=PATHS.model,
-        sources=lambda wildcards: study.ruler_files(config["ruler"], wildcards.task),
+        sources=lambda wildcards: commands.ruler_files(config["ruler"], wildcards.task),
     output:
         data=PATHS.data.replace("{benchmark}", "ruler"),
         facts=PATHS.data_facts.replace("{benchmark}", "ruler"),
     log:
         f"logs/{STUDY}/data_ruler/{{model}}/{{task}}@{{length}}.log",
     wildcard_constraints:
-        task=study.any_of(study.tasks(config, "ruler")),
+        task=jobs.any_of(jobs.tasks(config, "ruler")),
     priority: 1
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["data"],
+        version=versions.VERSIONS["data"],
         model=subpath(input.model, parent=True),
-        options=lambda wildcards: study.ruler_flags(config["ruler"], wildcards.task),
-        protocol=study.protocol_flags(config),
+        options=lambda wildcards: commands.ruler_flags(config["ruler"], wildcards.task),
+        protocol=commands.protocol_flags(config),
         seed=config["seed"],
     shell:
         "python -m lkv data ruler --model {params.model:q} --task {wildcards.task:q} --length {wildcards.length:q}"
@@ -70,10 +70,10 @@ rule data_given:
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["data"],
+        version=versions.VERSIONS["data"],
         model=subpath(input.model, parent=True),
-        options=lambda wildcards: study.given_flags(config, wildcards.benchmark),
-        protocol=study.protocol_flags(config),
+        options=lambda wildcards: commands.given_flags(config, wildcards.benchmark),
+        protocol=commands.protocol_flags(config),
     shell:
         "python -m lkv data {wildcards.benchmark:q} --model {params.model:q} --task {wildcards.task:q}"
         " {params.options:q} {params.protocol:q} --out {output.data:q} --log {log:q}"

@@ -7,10 +7,10 @@ rule evaluate:
         model=PATHS.model,
         data=lambda wildcards: PATHS.data.format(
             model=wildcards.model,
-            **study.cell(config, wildcards.task, wildcards.length)._asdict(),
+            **jobs.cell(config, wildcards.task, wildcards.length)._asdict(),
         ),
-        adapter=lambda wildcards: study.adapter(config, wildcards.model),
-        draft=lambda wildcards: study.draft_card(config, wildcards.model),
+        adapter=lambda wildcards: models.adapter(config, wildcards.model),
+        draft=lambda wildcards: models.draft_card(config, wildcards.model),
     output:
         samples=PATHS.samples,
     log:
@@ -22,22 +22,22 @@ rule evaluate:
     resources:
         gpu=1,
     params:
-        version=study.VERSIONS["evaluate"],
+        version=versions.VERSIONS["evaluate"],
         model=subpath(input.model, parent=True),
         journal=PATHS.journal,
-        methods=lambda wildcards: study.methods(config, wildcards.model),
-        budgets=lambda wildcards: study.budgets(
+        methods=lambda wildcards: models.methods(config, wildcards.model),
+        budgets=lambda wildcards: jobs.budgets(
             config,
-            study.cell(config, wildcards.task, wildcards.length).benchmark,
+            jobs.cell(config, wildcards.task, wildcards.length).benchmark,
             int(wildcards.length),
         ),
-        parts=lambda wildcards, input: study.parts(
+        parts=lambda wildcards, input: commands.parts(
             config, wildcards.model, input.adapter, input.draft
         ),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype", "jobs_per_gpu")
-        + study.flags(config["protocol"], "temperatures"),
+        run=commands.flags(config, "device", "dtype", "jobs_per_gpu")
+        + commands.flags(config["protocol"], "temperatures"),
     shell:
         "python -m lkv evaluate --model {params.model:q} --data {input.data:q} --methods {params.methods:q}"
         " --budgets {params.budgets:q} {params.parts:q} --study {params.study:q} --seed {params.seed:q}"
@@ -50,10 +50,10 @@ rule ablate:
         model=PATHS.model,
         data=lambda wildcards: PATHS.data.format(
             model=wildcards.model,
-            **study.cell(config, wildcards.task, wildcards.length)._asdict(),
+            **jobs.cell(config, wildcards.task, wildcards.length)._asdict(),
         ),
         adapters=expand(
-            PATHS.adapter, arm=study.trained_arms(config), allow_missing=True
+            PATHS.adapter, arm=arms.trained_arms(config), allow_missing=True
         ),
     output:
         samples=PATHS.ablation_samples,
@@ -65,15 +65,15 @@ rule ablate:
     resources:
         gpu=1,
     params:
-        version=study.VERSIONS["evaluate"],
+        version=versions.VERSIONS["evaluate"],
         model=subpath(input.model, parent=True),
         journal=PATHS.ablation_journal,
-        arms=lambda wildcards: study.arm_words(config, wildcards.model),
-        own=study.ablation_flags(config),
+        arms=lambda wildcards: commands.arm_words(config, wildcards.model),
+        own=commands.ablation_flags(config),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype", "jobs_per_gpu")
-        + study.flags(config["protocol"], "temperatures"),
+        run=commands.flags(config, "device", "dtype", "jobs_per_gpu")
+        + commands.flags(config["protocol"], "temperatures"),
     shell:
         "python -m lkv evaluate --model {params.model:q} --data {input.data:q} --methods full"
         " --arms {params.arms:q} {params.own:q} --study {params.study:q} --seed {params.seed:q}"

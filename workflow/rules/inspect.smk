@@ -6,10 +6,10 @@ rule inspect:
         model=PATHS.model,
         data=lambda wildcards: PATHS.data.format(
             model=wildcards.model,
-            **study.cell(config, wildcards.task, wildcards.length)._asdict(),
+            **jobs.cell(config, wildcards.task, wildcards.length)._asdict(),
         ),
-        adapter=lambda wildcards: study.adapter(config, wildcards.model),
-        draft=lambda wildcards: study.draft_card(config, wildcards.model),
+        adapter=lambda wildcards: models.adapter(config, wildcards.model),
+        draft=lambda wildcards: models.draft_card(config, wildcards.model),
     output:
         recall=PATHS.recall_part,
         kept=PATHS.kept_part,
@@ -21,18 +21,18 @@ rule inspect:
     resources:
         gpu=WHOLE,
     params:
-        version=study.VERSIONS["inspect"],
+        version=versions.VERSIONS["inspect"],
         model=subpath(input.model, parent=True),
-        methods=lambda wildcards: study.methods(config, wildcards.model),
-        own=lambda wildcards: study.inspect_flags(
-            config, study.cell(config, wildcards.task, wildcards.length).benchmark
+        methods=lambda wildcards: models.methods(config, wildcards.model),
+        own=lambda wildcards: commands.inspect_flags(
+            config, jobs.cell(config, wildcards.task, wildcards.length).benchmark
         ),
-        parts=lambda wildcards, input: study.parts(
+        parts=lambda wildcards, input: commands.parts(
             config, wildcards.model, input.adapter, input.draft
         ),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype"),
+        run=commands.flags(config, "device", "dtype"),
     shell:
         "python -m lkv inspect --model {params.model:q} --data {input.data:q} --methods {params.methods:q}"
         " {params.own:q} {params.parts:q} --study {params.study:q} --seed {params.seed:q}"
@@ -41,7 +41,7 @@ rule inspect:
 
 rule gather_recall:
     input:
-        parts=study.inspect_files(config, "recall_part"),
+        parts=jobs.inspect_files(config, "recall_part"),
     output:
         csv=PATHS.recall,
     log:
@@ -54,7 +54,7 @@ rule gather_recall:
 
 rule gather_kept:
     input:
-        parts=study.inspect_files(config, "kept_part"),
+        parts=jobs.inspect_files(config, "kept_part"),
     output:
         csv=PATHS.kept,
     log:

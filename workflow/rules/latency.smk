@@ -4,9 +4,9 @@
 
 rule latency:
     input:
-        model=lambda wildcards: study.timed_model(config, wildcards.model),
-        adapter=lambda wildcards: study.adapter(config, wildcards.model, "latency"),
-        draft=lambda wildcards: study.draft_card(config, wildcards.model, "latency"),
+        model=lambda wildcards: models.timed_model(config, wildcards.model),
+        adapter=lambda wildcards: models.adapter(config, wildcards.model, "latency"),
+        draft=lambda wildcards: models.draft_card(config, wildcards.model, "latency"),
     output:
         csv=PATHS.latency_part,
     log:
@@ -17,14 +17,14 @@ rule latency:
     resources:
         gpu=GPUS,
     params:
-        version=study.VERSIONS["latency"],
-        options=lambda wildcards: study.latency_flags(config, wildcards.model),
-        methods=lambda wildcards: study.methods(config, wildcards.model, "latency"),
-        parts=lambda wildcards, input: study.parts(
+        version=versions.VERSIONS["latency"],
+        options=lambda wildcards: commands.latency_flags(config, wildcards.model),
+        methods=lambda wildcards: models.methods(config, wildcards.model, "latency"),
+        parts=lambda wildcards, input: commands.parts(
             config, wildcards.model, input.adapter, input.draft, "latency"
         ),
         study=STUDY,
-        run=study.flags(config, "device", "dtype"),
+        run=commands.flags(config, "device", "dtype"),
     shell:
         "python -m lkv latency {params.options:q} --methods {params.methods:q}"
         " {params.parts:q} --study {params.study:q} --out {output.csv:q} {params.run:q} --log {log:q}"

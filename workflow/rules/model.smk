@@ -3,7 +3,7 @@
 
 rule model:
     input:
-        spec=lambda wildcards: study.spec_file(wildcards.model),
+        spec=lambda wildcards: schema.spec_file(wildcards.model),
     output:
         card=PATHS.model,
     log:
@@ -11,7 +11,7 @@ rule model:
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["model"],
+        version=versions.VERSIONS["model"],
         folder=subpath(output.card, parent=True),
     shell:
         "python -m lkv model --spec {input.spec:q} --out {params.folder:q} --log {log:q}"

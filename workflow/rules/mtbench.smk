@@ -5,8 +5,8 @@
 rule mtbench:
     input:
         model=PATHS.model,
-        adapter=lambda wildcards: study.adapter(config, wildcards.model),
-        draft=lambda wildcards: study.draft_card(config, wildcards.model),
+        adapter=lambda wildcards: models.adapter(config, wildcards.model),
+        draft=lambda wildcards: models.draft_card(config, wildcards.model),
     output:
         answers=PATHS.answers,
     log:
@@ -18,17 +18,17 @@ rule mtbench:
     resources:
         gpu=WHOLE,
     params:
-        version=study.VERSIONS["evaluate"],
+        version=versions.VERSIONS["evaluate"],
         model=subpath(input.model, parent=True),
-        options=study.mtbench_flags(config),
+        options=commands.mtbench_flags(config),
         journal=PATHS.journal.format(model="{model}", task="mtbench", length=0),
-        methods=lambda wildcards: study.methods(config, wildcards.model),
-        parts=lambda wildcards, input: study.parts(
+        methods=lambda wildcards: models.methods(config, wildcards.model),
+        parts=lambda wildcards, input: commands.parts(
             config, wildcards.model, input.adapter, input.draft
         ),
         study=STUDY,
         seed=config["seed"],
-        run=study.flags(config, "device", "dtype"),
+        run=commands.flags(config, "device", "dtype"),
     shell:
         "python -m lkv mtbench --model {params.model:q} {params.options:q} --methods {params.methods:q}"
         " {params.parts:q} --study {params.study:q} --seed {params.seed:q} --journal {params.journal:q}"
@@ -46,8 +46,8 @@ rule judge:
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["judge"],
-        judge=study.judge_flags(config),
+        version=versions.VERSIONS["judge"],
+        judge=commands.judge_flags(config),
         journal=PATHS.journal.format(model="{model}", task="judge", length=0),
     shell:
         "python -m lkv judge --answers {input.answers:q} {params.judge:q} --journal {params.journal:q}"

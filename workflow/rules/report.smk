@@ -3,8 +3,8 @@
 
 
 wildcard_constraints:
-    kind=study.any_of(study.PLOTS),
-    published=study.any_of(study.published(STUDY)),
+    kind=jobs.any_of(kinds.PLOTS),
+    published=jobs.any_of(targets.published(STUDY)),
 
 
 # report(...) marks what goes into report.html: every cell of the table, and one format of each plot.
@@ -15,16 +15,16 @@ rule table:
         accuracy=PATHS.accuracy,
         paired=PATHS.paired,
         provenance=PATHS.provenance,
-        arms=study.beside_methods(STUDY, config),
+        arms=targets.beside_methods(STUDY, config),
     output:
         multiext("reports/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"),
-        html=report("reports/table1.html", **study.shown("table1")),
+        html=report("reports/table1.html", **targets.shown("table1")),
     log:
         f"logs/{STUDY}/table.log",
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["report"],
+        version=versions.VERSIONS["report"],
         results=subpath(input.provenance, parent=True),
         stem=subpath(output.pdf, strip_suffix=".pdf"),
     shell:
@@ -33,17 +33,17 @@ rule table:
 
 rule plot:
     input:
-        lambda wildcards: study.plotted(wildcards.kind, STUDY, config),
+        lambda wildcards: targets.plotted(wildcards.kind, STUDY, config),
     output:
         multiext("reports/{kind}", pdf=".pdf", png=".png"),
-        svg=report("reports/{kind}.svg", **study.shown()),
+        svg=report("reports/{kind}.svg", **targets.shown()),
     log:
         f"logs/{STUDY}/plot/{{kind}}.log",
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["report"],
-        results=lambda wildcards, input: study.folders(input)[0],
+        version=versions.VERSIONS["report"],
+        results=lambda wildcards, input: jobs.folders(input)[0],
         stem=subpath(output.pdf, strip_suffix=".pdf"),
     shell:
         "python -m lkv plot {wildcards.kind:q} --results {params.results:q} --out {params.stem:q} --log {log:q}"
@@ -54,14 +54,14 @@ use rule table as table_published with:
         accuracy="results/{published}/accuracy.csv",
         paired="results/{published}/paired.csv",
         provenance="results/{published}/provenance.json",
-        arms=lambda wildcards: study.beside_methods(wildcards.published),
+        arms=lambda wildcards: targets.beside_methods(wildcards.published),
     output:
         multiext(
             "reports/{published}/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"
         ),
         html=report(
             "reports/{published}/table1.html",
-            **study.shown("table1"),
+            **targets.shown("table1"),
         ),
     log:
         "logs/{published}/table.log",
@@ -69,10 +69,10 @@ use rule table as table_published with:
 
 use rule plot as plot_published with:
     input:
-        lambda wildcards: study.plotted(wildcards.kind, wildcards.published),
+        lambda wildcards: targets.plotted(wildcards.kind, wildcards.published),
     output:
         multiext("reports/{published}/{kind}", pdf=".pdf", png=".png"),
-        svg=report("reports/{published}/{kind}.svg", **study.shown()),
+        svg=report("reports/{published}/{kind}.svg", **targets.shown()),
     log:
         "logs/{published}/plot/{kind}.log",
 
@@ -81,7 +81,7 @@ use rule plot as plot_published with:
 # docs/claims.md is this page of the main study.
 rule claims:
     input:
-        lambda wildcards: study.claimed(wildcards.published, STUDY),
+        lambda wildcards: targets.claimed(wildcards.published, STUDY),
     output:
         md="reports/{published}/claims.md",
     log:
@@ -89,10 +89,10 @@ rule claims:
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["report"],
+        version=versions.VERSIONS["report"],
         results="results/{published}",
-        latency=f"results/{study.LATENCY}",
-        also=lambda wildcards: study.also_flags(wildcards.published, STUDY),
+        latency=f"results/{targets.LATENCY}",
+        also=lambda wildcards: targets.also_flags(wildcards.published, STUDY),
     shell:
         "python -m lkv claims --results {params.results:q} --latency {params.latency:q} {params.also:q}"
         " --out {output.md:q} --log {log:q}"
@@ -103,7 +103,7 @@ rule html:
     input:
         config=PATHS.config,
         provenance=PATHS.provenance,
-        reports=study.rendered(config),
+        reports=targets.rendered(config),
     output:
         html="reports/report.html",
     log:
@@ -120,7 +120,7 @@ rule html:
 use rule html as html_published with:
     input:
         provenance="results/{published}/provenance.json",
-        reports=lambda wildcards: study.renderable(wildcards.published),
+        reports=lambda wildcards: targets.renderable(wildcards.published),
     output:
         html="reports/{published}/report.html",
     log:

@@ -3,7 +3,7 @@
 
 rule summarise:
     input:
-        samples=study.sample_files(config),
+        samples=jobs.sample_files(config),
     output:
         accuracy=PATHS.accuracy,
         paired=PATHS.paired,
@@ -12,7 +12,7 @@ rule summarise:
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["summarise"],
+        version=versions.VERSIONS["summarise"],
         seed=config["seed"],
     shell:
         "python -m lkv summarise --samples {input.samples:q} --out {output.accuracy:q} --paired {output.paired:q}"
@@ -23,8 +23,8 @@ rule gather_training:
     input:
         parts=expand(
             PATHS.training_part,
-            model=study.trained(config),
-            arm=study.trained_arms(config),
+            model=models.trained(config),
+            arm=arms.trained_arms(config),
         ),
     output:
         csv=PATHS.training,
@@ -39,7 +39,7 @@ rule gather_training:
 rule gather_arms:
     input:
         parts=expand(
-            PATHS.adapter, model=config["models"], arm=study.trained_arms(config)
+            PATHS.adapter, model=config["models"], arm=arms.trained_arms(config)
         ),
     output:
         csv=PATHS.arms,
@@ -53,7 +53,7 @@ rule gather_arms:
 
 rule ablation:
     input:
-        samples=study.ablation_files(config),
+        samples=jobs.ablation_files(config),
     output:
         csv=PATHS.ablation,
     log:
@@ -61,9 +61,9 @@ rule ablation:
     conda:
         "../envs/lkv.yaml"
     params:
-        version=study.VERSIONS["summarise"],
+        version=versions.VERSIONS["summarise"],
         seed=config["seed"],
-        arm=study.reference_arm(config),
+        arm=arms.reference_arm(config),
     shell:
         "python -m lkv ablation --samples {input.samples:q} --arm {params.arm:q} --out {output.csv:q}"
         " --seed {params.seed:q} --log {log:q}"
@@ -91,7 +91,7 @@ rule study_config:
     conda:
         "../envs/lkv.yaml"
     params:
-        config=study.dump_yaml(dict(config)),
+        config=dump_yaml(dict(config)),
     shell:
         "printf %s {params.config:q} > {output.config:q} 2> {log:q}"
 
@@ -100,15 +100,15 @@ rule study_config:
 rule provenance:
     input:
         config=PATHS.config,
-        last=PATHS.accuracy if study.sample_files(config) else PATHS.latency,
-        models=expand(PATHS.model, model=study.fetched_models(config)),
+        last=PATHS.accuracy if jobs.sample_files(config) else PATHS.latency,
+        models=expand(PATHS.model, model=models.fetched_models(config)),
         data=expand(
             PATHS.train_data,
-            model=study.trained(config),
-            arm=study.trained_data(config),
+            model=models.trained(config),
+            arm=arms.trained_data(config),
         )
-        + study.files(config, "data"),
-        adapters=study.adapter_files(config),
+        + jobs.files(config, "data"),
+        adapters=models.adapter_files(config),
     output:
         json=PATHS.provenance,
     log:
@@ -119,10 +119,10 @@ rule provenance:
     resources:
         gpu=WHOLE,
     params:
-        version=study.VERSIONS["summarise"],
-        models=lambda wildcards, input: study.folders(input.models),
-        adapters=lambda wildcards, input: study.folders(input.adapters),
-        run=study.flags(config, "device", "dtype"),
+        version=versions.VERSIONS["summarise"],
+        models=lambda wildcards, input: jobs.folders(input.models),
+        adapters=lambda wildcards, input: jobs.folders(input.adapters),
+        run=commands.flags(config, "device", "dtype"),
     shell:
         "python -m lkv provenance --config {input.config:q} --models {params.models:q} --data {input.data:q}"
         " --adapters {params.adapters:q} --out {output.json:q} {params.run:q} --log {log:q}"

@@ -5,7 +5,7 @@ rule train:
     input:
         model=PATHS.model,
         data=lambda wildcards: PATHS.train_data.format(
-            model=wildcards.model, arm=study.same_data(config, wildcards.arm)
+            model=wildcards.model, arm=arms.same_data(config, wildcards.arm)
         ),
     output:
         adapter=PATHS.adapter,
@@ -21,14 +21,14 @@ rule train:
         # No parameter: how many do the work changes nothing about what comes out.
         processes=lambda wildcards: SPREAD[wildcards.arm],
     params:
-        version=study.VERSIONS["train"],
+        version=versions.VERSIONS["train"],
         model=subpath(input.model, parent=True),
         folder=subpath(output.adapter, parent=True),
-        recipe=lambda wildcards: study.train_flags(
+        recipe=lambda wildcards: commands.train_flags(
             config, wildcards.model, wildcards.arm
         ),
-        seed=lambda wildcards: study.train_seed(config, wildcards.arm),
-        run=study.flags(config, "device", "dtype"),
+        seed=lambda wildcards: arms.train_seed(config, wildcards.arm),
+        run=commands.flags(config, "device", "dtype"),
     shell:
         "python -m lkv train --model {params.model:q} --data {input.data:q} {params.recipe:q}"
         " --seed {params.seed:q}"

@@ -1,0 +1,103 @@
+"""lkv data ruler, longbench and longproc"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lkv.bench.protocol import Protocol, protocol
+
+if TYPE_CHECKING:
+    pass
+
+
+Arguments = argparse.Namespace
+log = logging.getLogger("lkv")
+
+
+def data_ruler(args: Arguments) -> None:
+    """one RULER task at one length, frozen with its hash"""
+    from lkv.bench.ruler import tasks as ruler
+    from lkv.bench.ruler.ready_made import build_ready
+    from lkv.model.tokenizer import load_tokenizer
+
+    tokenizer, protocol = load_tokenizer(args.model), _protocol(args)
+    if args.ready:
+        records = build_ready(
+            args.task, args.length, args.ready, tokenizer, protocol, args.samples, args.max_new_tokens
+        )
+    else:
+        records = ruler.build(
+            args.task,
+            args.length,
+            args.samples,
+            args.seed,
+            tokenizer,
+            haystack=args.haystack,
+            squad=args.squad,
+            hotpotqa=args.hotpotqa,
+            max_new_tokens=args.max_new_tokens,
+            protocol=protocol,
+        )
+    _freeze(args, records, args.length, seed=args.seed)
+
+
+def data_longbench(args: Arguments) -> None:
+    """one LongBench task, its prompts filled in and cut"""
+    from lkv.bench.longbench.tasks import build
+    from lkv.model.tokenizer import load_tokenizer
+
+    tokenizer, context = load_tokenizer(args.model), _context(args.model)
+    protocol, limits = _protocol(args), (args.samples, args.max_new_tokens, context)
+    _freeze(args, build(args.task, args.source, tokenizer, protocol, *limits), source=args.source)
+
+
+def data_longproc(args: Arguments) -> None:
+    """one LongProc task from a local copy of its data"""
+    from lkv.bench.longproc import build
+    from lkv.model.tokenizer import load_tokenizer
+
+    tokenizer, context = load_tokenizer(args.model), _context(args.model)
+    protocol, limits = _protocol(args), (args.samples, args.max_new_tokens, context)
+    _freeze(args, build(args.task, args.data_folder, tokenizer, protocol, *limits))
+
+
+def _protocol(args: Arguments) -> Protocol:
+    """What the command line says, else what the model's card does: a base model's prompts stay raw."""
+    from lkv.model.card import read_card
+
+    card = read_card(args.model)
+    named = {
+        "name": args.protocol,
+        "template": "none" if card["chat_template"] == "none" else args.template,
+        "max_prompt": args.max_prompt,
+        "question_aware": not args.question_blind,
+    }
+    return protocol(named, card["max_prompt"])
+
+
+def _context(folder: Path) -> int | None:
+    """How many tokens a model takes, where its card says so."""
+    from lkv.model.card import read_card
+
+    most: int | None = read_card(folder).get("context")
+    return most
+
+
+def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:
+    """A benchmark's records with their hash; a task without records is an error."""
+    from lkv.data.frozen import freeze
+
+    made = freeze(
+        args.out,
+        records,
+        task=args.task,
+        length=length,
+        tokenizer=args.model.name,
+        protocol=_protocol(args).label(args.kind, args.max_new_tokens),
+        **facts,
+    )
+    log.info("%s@%d: %d samples in %s", args.task, length, made, args.out)

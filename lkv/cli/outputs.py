@@ -1,0 +1,252 @@
+"""What each verb writes, and what it may not write over; checked before any work.
+
+Every path that a verb is given is something it reads, unless the table says that it is written. No output may
+be an input, another output, or a file that this program did not write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lkv.errors import UserError
+from lkv.files.atomic import is_stream, sweep, target
+from lkv.results import columns, recognise
+from lkv.results.recognise import Ours, csv_of, drawn, json_of, jsonl_of
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file, or folder, that a verb writes, and how an earlier one of ours is known."""
+
+    path: Path
+    ours: Ours | None  # None: a folder, whose files are outputs of their own or are looked at by the verb
+    alone: bool = True  # one file, nothing beside it: it may as well be written through to a stream
+
+
+Writes = Callable[[Path, Arguments], list[Output]]
+
+
+def _file(ours: Ours, alone: bool = True) -> Writes:
+    return lambda path, args: [Output(path, ours, alone)]
+
+
+def _csv(*columns: str) -> Writes:
+    return _file(csv_of(columns))
+
+
+def _frozen(*keys: str) -> Writes:
+    """Frozen data: JSONL, and its facts beside it."""
+    facts = json_of("sha256", "records")
+    return lambda path, args: [
+        Output(path, jsonl_of(*keys), alone=False),
+        Output(path.with_suffix(".json"), facts, alone=False),
+    ]
+
+
+def _training_data(path: Path, args: Arguments) -> list[Output]:
+    prompts = _frozen("id", "length", "ids")
+    unanswered = prompts(path.with_suffix(".prompts.jsonl"), args)
+    return [*prompts(path, args), *unanswered, Output(path.with_suffix(".answers"), None)]
+
+
+def _adapter(*others: tuple[str, Ours]) -> Writes:
+    """A folder with trained modules, and with `others` of ours."""
+    parts = {
+        **dict.fromkeys(recognise.PEFT_FILES, recognise.adapter_part),
+        recognise.LEARNED: recognise.text_of(r'^(?s:.){8}[^\n]*"tokens"'),
+        recognise.LOOKAHEAD: json_of("base_model", "sha256"),
+        **dict(others),
+    }
+    return lambda path, args: [Output(path / name, ours, alone=False) for name, ours in parts.items()]
+
+
+def _rendered(**suffixes: Ours) -> Writes:
+    return lambda path, args: [Output(Path(f"{path}.{suffix}"), ours) for suffix, ours in suffixes.items()]
+
+
+def _gathered(path: Path, args: Arguments) -> list[Output]:
+    kinds = {
+        "training": columns.TRAINING_COLUMNS,
+        "latency": columns.LATENCY_COLUMNS,
+        "recall": columns.RECALL_COLUMNS,
+        "kept": columns.KEPT_COLUMNS,
+    }
+    return [Output(path, csv_of(kinds[args.kind]))]
+
+
+PDF, PNG, SVG = drawn(b"%PDF"), drawn(b"\x89PNG"), drawn(b"<?xml")
+BENCHMARK = _frozen("benchmark", "task", "sample", "planned")
+JOURNAL = _file(recognise.journal, alone=False)
+SAMPLES = _csv(*columns.SAMPLE_COLUMNS)
+# verb → flag → what is written there. Flags that are not named here are read.
+WRITES: Mapping[str, Mapping[str, Writes]] = {
+    "model": {"out": lambda path, args: [Output(path, None)]},
+    "data_train": {"out": _training_data},
+    "data_ruler": {"out": BENCHMARK},
+    "data_longbench": {"out": BENCHMARK},
+    "data_longproc": {"out": BENCHMARK},
+    "train": {
+        "out": _adapter(("checkpoint.pt", recognise.checkpoint)),
+        "csv": _csv(*columns.TRAINING_COLUMNS),
+    },
+    "evaluate": {"journal": JOURNAL, "out": SAMPLES},
+    "inspect": {"recall": _csv(*columns.RECALL_COLUMNS), "kept": _csv(*columns.KEPT_COLUMNS)},
+    "mtbench": {"journal": JOURNAL, "out": _file(jsonl_of("question_id", "questions", "method"))},
+    "judge": {"journal": JOURNAL, "judgements": _csv(*columns.JUDGEMENT_COLUMNS), "out": SAMPLES},
+    "score": {"out": _csv("task", "n", "score")},
+    "plan": {},
+    "latency": {"out": _csv(*columns.LATENCY_COLUMNS)},
+    "throughput": {"out": _csv(*columns.THROUGHPUT_COLUMNS)},
+    "summarise": {"out": _csv(*columns.ACCURACY_COLUMNS), "paired": _csv(*columns.PAIRED_COLUMNS)},
+    "ablation": {"out": _csv(*columns.ABLATION_COLUMNS)},
+    "arms": {"out": _csv(*columns.ARMS_COLUMNS)},
+    "share": {"out": _adapter(("README.md", recognise.model_card))},
+    "gather": {"out": _gathered},
+    "provenance": {"out": _file(json_of("study", "commit", "config"))},
+    "table": {
+        "out": _rendered(
+            pdf=PDF,
+            md=recognise.markdown_table,
+            tex=recognise.latex_table,
+            html=recognise.html_table,
+            csv=csv_of(columns.TABLE_COLUMNS),
+        )
+    },
+    "plot": {"out": _rendered(pdf=PDF, svg=SVG, png=PNG)},
+    "claims": {"out": _file(recognise.claims)},
+    "generate": {},
+}
+LOG = _file(recognise.log)
+NAMING = ("arms", "draft", "haystack", "hotpotqa", "ready", "source", "sources", "squad")  # paths in words
+MODELS = ("model", "models", "draft")  # folders that hold one model and nothing else
+
+
+def check(args: Arguments) -> None:
+    """Refuses outputs that would do damage, and sweeps what killed processes left beside the others."""
+    written, reads = list(_written(args)), list(_reads(args))
+    for i, (flag, output) in enumerate(written):
+        if _is_stream(flag, output):
+            continue
+        for other, found in reads:
+            if _same(output.path, found):
+                raise UserError(f"--{flag} {output.path} is read as --{other}; give another --{flag}")
+            if other in MODELS and _real(found) in _real(output.path).parents:
+                raise UserError(f"--{flag} {output.path} lies in the model's folder; give another --{flag}")
+        for other, earlier in written[:i]:
+            if not is_stream(earlier.path):
+                _apart(flag, output, other, earlier)
+        _check_place(flag, output)
+    for folder in {_real(output.path).parent for _, output in written}:
+        sweep(folder)
+
+
+def check_log(args: Arguments) -> None:
+    """The log is opened first, to say what is wrong with the others; so it is checked first, against all."""
+    if args.log is None or is_stream(args.log):
+        return
+    [output] = LOG(args.log, args)
+    for other, found in _reads(args):
+        if _same(args.log, found):
+            raise UserError(f"--log {args.log} is read as --{other}; give another --log")
+    for other, written in _written(args):
+        if other != "log":
+            _apart("log", output, other, written)
+    _check_place("log", output)
+
+
+def _written(args: Arguments) -> Iterator[tuple[str, Output]]:
+    if args.log is not None:
+        yield from (("log", output) for output in LOG(args.log, args))
+    for flag, writes in WRITES[args.run.__name__].items():
+        if (path := getattr(args, flag) or _default(args, flag)) is not None:
+            yield from ((flag, output) for output in writes(path, args))
+
+
+def _default(args: Arguments, flag: str) -> Path | None:
+    """Where lkv score writes if it is not told."""
+    if (args.run.__name__, flag) != ("score", "out"):
+        return None
+    place: Path = args.path if args.path.is_dir() else args.path.parent
+    return place / "scores.csv"
+
+
+def _reads(args: Arguments) -> Iterator[tuple[str, Path]]:
+    """(flag, path) of all that is read."""
+    for flag, value in vars(args).items():
+        if flag == "log" or flag in WRITES[args.run.__name__]:
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Path):
+                yield flag, item
+            elif flag in NAMING and item is not None:
+                yield flag, _named(item)
+
+
+def _named(item: Any) -> Path:
+    """The path in `folder:PATH`, `NAME=FOLDER,KEY=VALUE`, {"data": "file:PATH"} or PATH."""
+    text = str(item.get("data", "") if isinstance(item, dict) else item)
+    text = re.sub(r"^(folder|zip|file):", "", text)
+    return Path(re.sub(r"^[^/=]+=([^,]*).*", r"\1", text))
+
+
+def _is_stream(flag: str, output: Output) -> bool:
+    if not is_stream(output.path):
+        return False
+    if not output.alone:
+        raise UserError(
+            f"--{flag} {output.path} is no file, and what lkv writes there is read again; give a file"
+        )
+    return True
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads once links are followed; a link to itself leads nowhere else."""
+    return Path(os.path.realpath(path))
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file: by name once links are followed, or by what is there."""
+    if _real(one) == _real(other):
+        return True
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _apart(flag: str, output: Output, other: str, earlier: Output) -> None:
+    """Two outputs are two files, neither of them in the place of the other's folder."""
+    one, two = _real(output.path), _real(earlier.path)
+    if _same(one, two) or one in two.parents or two in one.parents:
+        way_out = (
+            "give a name with another suffix, such as .jsonl" if flag == other else f"give another --{flag}"
+        )
+        raise UserError(
+            f"--{flag} {output.path} is in the way of {earlier.path}, which --{other} writes; {way_out}"
+        )
+
+
+def _check_place(flag: str, output: Output) -> None:
+    """A file of ours, an empty one or none lies there, and a file can be made there."""
+    path = output.path
+    if output.ours is not None:
+        place = target(path)
+        if place.exists() and place.stat().st_size and not output.ours(place):
+            raise UserError(
+                f"--{flag}: {path} is there and is no such file as lkv writes; "
+                f"it is left as it is: move it away, or give another --{flag}"
+            )
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"--{flag}: {path} is there and is no folder; give another --{flag}")
+    above = next(parent for parent in _real(path).parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"--{flag} {path}: {above} is no folder; correct the path")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--{flag} {path}: nothing can be written in {above}; correct the path, or its permissions"
+        )

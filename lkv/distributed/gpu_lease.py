@@ -1,0 +1,99 @@
+"""Which device a job runs on: each leases a GPU of its own, or a share of one, by file locks."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from lkv.errors import UserError, one_of
+from lkv.model.device import share_gpu
+
+log = logging.getLogger("lkv")
+
+_leases: list[IO[str]] = []  # open files: the locks live as long as the process
+
+
+def pick(name: str, jobs: int = 1, notify: Callable[[str], None] = log.warning) -> torch.device:
+    """auto, cpu or cuda → a device. On CUDA the first GPU that has room for one of `jobs` that share it.
+
+    A job alone (`jobs` is 1) takes one that nobody holds, or else waits for one that is shared, until those
+    that share it end; no more come to it.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise one_of("device", name, ["auto", "cpu", "cuda"])
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device 'cuda' was asked for, but torch sees no GPU; use --device auto or cpu")
+    cards = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+    index = _lease_alone(cards, notify) if jobs == 1 else _lease_place(cards, jobs)
+    if index is not None:
+        share_gpu(jobs)
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    raise UserError(
+        f"all {len(cards)} GPUs are leased by other lkv jobs; "
+        "wait for them, or give snakemake --resources gpu=NUMBER_OF_GPUS (times jobs_per_gpu), "
+        "and by hand fewer --processes"
+    )
+
+
+def _lease_place(cards: Sequence[str], jobs: int) -> int | None:
+    """A place on a GPU that no job alone holds or waits for; the GPUs fill evenly."""
+    for slot in range(jobs):
+        for index, card in enumerate(cards):
+            unwanted = _locked(f"{card}-wanted", fcntl.LOCK_SH, tries=3)
+            shared = unwanted and _locked(card, fcntl.LOCK_SH)
+            place = shared and _locked(f"{card}-{slot}", fcntl.LOCK_EX)
+            if unwanted:
+                unwanted.close()
+            if shared and place:
+                _leases.extend([shared, place])
+                return index
+            if shared:
+                shared.close()
+    return None
+
+
+def _lease_alone(cards: Sequence[str], notify: Callable[[str], None]) -> int | None:
+    """A GPU that nobody holds; else one that is shared, once those that share it are done."""
+    for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
+        for index, card in enumerate(cards):
+            wanted = _locked(f"{card}-wanted", fcntl.LOCK_EX, tries=3)
+            held = wanted and _locked(card, kind)
+            if held and kind == fcntl.LOCK_SH:
+                notify(f"waiting for the jobs that share GPU {index}")
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if wanted:
+                wanted.close()
+            if held:
+                _leases.append(held)
+                return index
+    return None
+
+
+def _locked(name: str, kind: int, tries: int = 1) -> IO[str] | None:
+    """A lock on a GPU, or on a place on it; None where another process holds it.
+
+    One that others hold for no more than a moment is worth several `tries`.
+    """
+    path = Path(tempfile.gettempdir()) / f"lkv-gpu-{name}.lock"
+    if not path.exists():
+        path.touch()
+    lock = path.open()  # read-only: the file may be another user's
+    for _ in range(tries):
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return lock
+    lock.close()
+    return None

@@ -1,0 +1,67 @@
+"""A study's trainings: the main one and those of its ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# What an arm may change: how it is trained, on what data, and how its importance becomes a choice.
+DATA_KEYS = ("samples", "lengths", "response_tokens", "answers", "mixture", "sources", "max_tokens")
+
+
+def main_arm(config: Mapping[str, Any]) -> str:
+    """The arm that stands in every table as LookaheadKV."""
+    return str((config.get("train") or {"arm": "main"}).get("arm", "main"))
+
+
+def reference_arm(config: Mapping[str, Any]) -> str:
+    """The arm that the ablation's others are compared with."""
+    return str((config["ablation"] or {}).get("reference") or main_arm(config))
+
+
+def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm → the values of `train` and `lookaheadkv` that are its own: the main arm's first."""
+    if not config["train"]:
+        return {}
+    main = config["train"] | config["lookaheadkv"]
+    others = (config["ablation"] or {"arms": {}})["arms"]
+    return {main["arm"]: main} | {name: main | own | {"arm": name} for name, own in others.items()}
+
+
+def same_data(config: Mapping[str, Any], arm: str) -> str:
+    """The first arm whose training prompts are this arm's. Offline ones also serve an arm of shorter answers,
+    as greedy answers begin alike; which prompts of data sets fit depends on the answers' length."""
+    known = arms(config)
+    own, keys = known[arm], [key for key in DATA_KEYS if key != "response_tokens" or known[arm]["sources"]]
+    return next(
+        name
+        for name, other in known.items()
+        if all(other[key] == own[key] for key in keys) and other["response_tokens"] >= own["response_tokens"]
+    )
+
+
+def same_modules(config: Mapping[str, Any], arm: str) -> str:
+    """The first arm whose trained modules are this arm's; the recipes may differ."""
+    known, keys = arms(config), [key for key in config["train"] if key not in ("arm", "gpus")]
+    return next(name for name, own in known.items() if all(own[key] == known[arm][key] for key in keys))
+
+
+def trained_arms(config: Mapping[str, Any]) -> list[str]:
+    """Arms that have modules of their own."""
+    return [name for name in arms(config) if same_modules(config, name) == name]
+
+
+def trained_data(config: Mapping[str, Any]) -> list[str]:
+    """Arms that have training prompts of their own."""
+    return list(dict.fromkeys(same_data(config, name) for name in trained_arms(config)))
+
+
+def train_seed(config: Mapping[str, Any], arm: str) -> int:
+    """What an arm's modules and the order of its prompts are drawn from; the prompts are the study's."""
+    own = arms(config)[arm]["seed"]
+    return int(config["seed"] if own is None else own)
+
+
+def spread(config: Mapping[str, Any], arm: str, gpus: int) -> int:
+    """How many processes, each on a GPU of its own, share an arm's training, where there are `gpus`."""
+    return max(1, min(int(arms(config)[arm]["gpus"]), gpus))
