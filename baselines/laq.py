@@ -1,4 +1,4 @@
-"""LAQ (Lookahead Q-Cache): a draft looks, decoded by the model itself on a SnapKV-evicted cache.
+"""LAQ (Lookahead Q-Cache): a draft observes, written by the model itself on a SnapKV-evicted cache.
 
 The draft is greedy, 32 tokens, on SnapKV's cache of the same budget; its queries then attend to the *full*
 prompt keys: s_j = Σ_{i in draft} softmax_j(q_i · k_j), max-pool 7, top-C (Wang et al. 2025). The LookaheadKV
@@ -11,50 +11,44 @@ in LAQ's code hides late prompt keys from early draft queries; here every draft 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
-
-import torch
+from dataclasses import replace
 
 from baselines import snapkv
-from lkv.eviction.decode import decode
-from lkv.eviction.pipeline import evict
-from lkv.eviction.prefilled import Prefilled
-from lkv.files.json_files import fingerprint
-from lkv.interface import Method, PromptRows, Recipe, Recorded
+from lkv.interface import Method, Prompt, PromptRows, Recipe, Recorded
+from lkv.model.shape import Shape
+from lkv.model.theory import compact_s, decode_s, scores_s
 
 DRAFT_TOKENS = 32
-LAST_32, LAST_8 = PromptRows(last=32), PromptRows(last=8)
 
 
-def observers(
-    prefilled: Prefilled, budgets: Sequence[int], beside: PromptRows | None = None
-) -> list[Recorded]:
-    evicted = evict(prefilled, snapkv.METHOD, budgets)
-    rows = [row for of_budget in evicted for row in of_budget]
-    draft = decode(prefilled.model, rows, DRAFT_TOKENS, prefilled.stop, record=True)
-    written = torch.tensor([max(1, len(tokens)) for tokens in draft.tokens])
-    valid = (torch.arange(draft.queries[0].shape[2]) < written[:, None]).to(prefilled.ids.device)
-    batch = len(prefilled.first)
-    spans = [slice(i * batch, (i + 1) * batch) for i in range(len(budgets))]
-    return [
-        Recorded([q[span] for q in draft.queries], draft.scalings, valid[span], beside=beside)
-        for span in spans
-    ]
+def observers(prompt: Prompt, budgets: Sequence[int]) -> list[Recorded]:
+    return prompt.draft(budgets, DRAFT_TOKENS)
+
+
+def overhead_s(shape: Shape, length: int, budget: int, draft: Shape | None = None) -> float:
+    drafted = DRAFT_TOKENS * decode_s(shape, budget) + scores_s(shape, DRAFT_TOKENS, length)
+    return scores_s(shape, snapkv.WINDOW, length) + drafted + compact_s(shape, budget)
 
 
 METHOD = Method(
     "laq",
     Recipe(),
     observers,
-    reads=(LAST_32,),
-    identity=fingerprint(asdict(snapkv.METHOD.recipe), snapkv.METHOD.version, DRAFT_TOKENS),
-    least_budget=snapkv.METHOD.smallest_budget,  # of the cache that the draft is decoded on
+    drafts_on=snapkv.METHOD,
+    drafted_tokens=DRAFT_TOKENS,
+    label="LAQ",
+    colour="#009E73",
+    marker="D",
+    line=(0, (8, 2, 1, 2)),
+    theory=overhead_s,
 )
 PLUS_PLUS = replace(
     METHOD,
     name="laqpp",
     recipe=Recipe(window=8),
-    observers=partial(observers, beside=LAST_8),
-    reads=(LAST_32, LAST_8),
+    extra_rows=PromptRows(last=8),
+    label="LAQ++",
+    marker="d",
+    line=(0, (3, 1, 1, 1, 1, 1)),
+    theory=None,
 )

@@ -10,4 +10,12 @@ from dataclasses import replace
 
 from baselines import snapkv
 
-METHOD = replace(snapkv.METHOD, name="pyramidkv", recipe=replace(snapkv.METHOD.recipe, schedule="pyramid"))
+METHOD = replace(
+    snapkv.METHOD,
+    name="pyramidkv",
+    recipe=replace(snapkv.METHOD.recipe, schedule="pyramid"),
+    label="PyramidKV",
+    colour="#CC79A7",
+    marker="^",
+    line=(0, (1, 1)),
+)

@@ -1,16 +1,30 @@
-"""Random: nobody looks; any C entries of each KV head. The floor that a method has to beat."""
+"""Random: no observers; any C entries of each KV head. The floor that a method has to beat."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from lkv.interface import Method, Ranking, Recipe
+from lkv.interface import Method, Ranking, Recipe, StoredLayer
 
-
-def draw(batch: int, heads: int, prompt: int, layer: int, seed: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(seed * 1009 + layer)
-    return torch.rand(batch, heads, prompt, generator=generator).to(device)  # the same on every device
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-METHOD = Method("random", Recipe(pool=None), Ranking(draw))
+def draw(stored: StoredLayer) -> Tensor:
+    import torch
+
+    batch, _, length, _ = stored.key.shape
+    generator = torch.Generator().manual_seed(stored.seed * 1009 + stored.layer)
+    scores = torch.rand(batch, stored.heads, length, generator=generator)  # the same on every device
+    return scores.to(stored.key.device)
+
+
+METHOD = Method(
+    "random",
+    Recipe(pool=None),
+    Ranking(draw),
+    label="Random",
+    colour="#999999",
+    marker="x",
+    line=(0, (3, 2)),
+)

@@ -1,4 +1,4 @@
-"""StreamingLLM: nobody looks; 4 attention sinks and the most recent tokens stay.
+"""StreamingLLM: no observers; 4 attention sinks and the most recent tokens stay.
 
 Kept: 0 … 3 and N - C + 4 … N - 1 (Xiao et al. 2024, arXiv 2309.17453, §3). Kept keys hold their positions,
 as in KVCache-Factory; the original re-rotates them, which matters only beyond the model's context.
@@ -6,14 +6,35 @@ as in KVCache-Factory; the original re-rotates them, which matters only beyond t
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from lkv.interface import Method, Ranking, Recipe
+from lkv.interface import Method, Ranking, Recipe, StoredLayer
+from lkv.model.shape import Shape
+from lkv.model.theory import compact_s
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def recency(batch: int, heads: int, prompt: int, layer: int, seed: int, device: torch.device) -> Tensor:
-    return torch.arange(prompt, dtype=torch.float32, device=device).expand(batch, heads, prompt)
+def recency(stored: StoredLayer) -> Tensor:
+    import torch
+
+    batch, _, length, _ = stored.key.shape
+    positions = torch.arange(length, dtype=torch.float32, device=stored.key.device)
+    return positions.expand(batch, stored.heads, length)
 
 
-METHOD = Method("streamingllm", Recipe(pool=None, sinks=4), Ranking(recency))
+def overhead_s(shape: Shape, length: int, budget: int, draft: Shape | None = None) -> float:
+    return compact_s(shape, budget)
+
+
+METHOD = Method(
+    "streamingllm",
+    Recipe(pool=None, sinks=4),
+    Ranking(recency),
+    label="StreamingLLM",
+    colour="#56B4E9",
+    marker="v",
+    line=(0, (5, 1.5)),
+    theory=overhead_s,
+)

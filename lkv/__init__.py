@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lkv.version import __version__
+
 if TYPE_CHECKING:
     from lkv.lookahead.adapter import LookaheadKV
 
-__version__ = "0.1.0"
 __all__ = ["LookaheadKV", "__version__"]
 
 

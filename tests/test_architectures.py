@@ -30,7 +30,7 @@ from lkv.eviction.layerwise import prefill_layerwise
 from lkv.eviction.pipeline import evict
 from lkv.eviction.prefill import prefill
 from lkv.eviction.select import Kept, select
-from lkv.interface import Method, PromptRows, Ranking
+from lkv.interface import Answering, Method, PromptRows, Ranking
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.measure.accuracy import evaluate
 from lkv.model.attention import observable
@@ -190,7 +190,7 @@ def check_doors(truth: Truth, method: Method) -> None:
     kept = truth.kept(method)
     with observable(model), torch.no_grad():
         whole = prefill(model, ids)[0].cache
-        _, [row] = prefill_layerwise(model, ids, method, BUDGET, stop=frozenset({STOP}), answer_tokens=NEW)
+        _, [row] = prefill_layerwise(model, ids, method, BUDGET, answering=Answering(frozenset({STOP}), NEW))
     for place, layer in enumerate(truth.layers):
         for mine, full in zip((row.keys[layer], row.values[layer]), entries(whole, layer), strict=True):
             close(mine, gather(full, kept[place])[0])

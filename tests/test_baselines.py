@@ -17,7 +17,7 @@ from lkv.eviction.observe import observe
 from lkv.eviction.pipeline import evict
 from lkv.eviction.prefill import prefill
 from lkv.eviction.select import select
-from lkv.interface import PromptRows, Recipe
+from lkv.interface import Answering, PromptRows, Recipe
 from lkv.model.attention import SDPA
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -105,7 +105,7 @@ def test_random_depends_on_the_sample_and_the_head_but_not_on_the_run(model, pro
     method = registry.get("random")
     kept = []
     for seed in (1, 1, 2):
-        prefilled, _ = prefill(model, prompt, seed=seed)
+        prefilled, _ = prefill(model, prompt, answering=Answering(seed=seed))
         [seen] = observe(prefilled, method, [40])
         kept.append(select(seen, method.recipe, 40, 2))
     assert all(torch.equal(a, b) for a, b in zip(kept[0], kept[1], strict=True))

@@ -25,10 +25,10 @@ from lkv.eviction.hooks import evicting
 from lkv.eviction.layerwise import prefill_layerwise
 from lkv.eviction.observe import observe
 from lkv.eviction.pipeline import evict, evicted
-from lkv.eviction.prefill import look, prefill, prefill_many
+from lkv.eviction.prefill import observe_tail, prefill, prefill_many
 from lkv.eviction.select import select
 from lkv.eviction.single_pass import prefill_scored
-from lkv.interface import PromptRows, Recipe
+from lkv.interface import Answering, PromptRows, Recipe
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.model.attention import SDPA, observable
 
@@ -327,19 +327,19 @@ def test_a_prompt_evicted_twice_keeps_the_budget_and_what_was_dropped_stays_drop
 
 def test_the_oracle_of_a_question_blind_run_is_the_answer_that_follows_the_question(model, prompt):
     context, question = prompt[:, :120], prompt[:, 120:]
-    blind, _ = prefill(model, context, answer_tokens=6)
+    blind, _ = prefill(model, context, answering=Answering(max_tokens=6))
     asked = replace(blind, question=question, first=extend(blind, None, question).first)
-    whole, _ = prefill(model, prompt, answer_tokens=6)
+    whole, _ = prefill(model, prompt, answering=Answering(max_tokens=6))
     assert asked.answers == whole.answers
-    mine = look(asked, answer_tail(asked))
-    theirs = look(whole, answer_tail(whole))
+    mine = observe_tail(asked, answer_tail(asked))
+    theirs = observe_tail(whole, answer_tail(whole))
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b[..., :120], rtol=1e-3, atol=1e-6)
 
 
 def test_a_banned_token_cannot_come_first(model, prompt):
     first = int(prefill(model, prompt)[0].first[0])
-    banned, _ = prefill(model, prompt, banned=frozenset({first}))
+    banned, _ = prefill(model, prompt, answering=Answering(banned=frozenset({first})))
     logits = model(prompt).logits[0, -1]
     logits[first] = -torch.inf
     assert banned.first.tolist() == [int(logits.argmax())]
@@ -348,10 +348,10 @@ def test_a_banned_token_cannot_come_first(model, prompt):
 def test_prompts_of_unequal_length_in_one_prefill_are_as_each_alone(model):
     draw = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 256, (n,), generator=draw).tolist() for n in (150, 97, 120)]
-    rows = [PromptRows(8), PromptRows(32, over="max"), PromptRows(None)]
-    together = prefill_many(model, prompts, rows, seeds=[4, 5, 6], answer_tokens=7)
+    rows = [PromptRows(8), PromptRows(32, reduction="max"), PromptRows(None)]
+    together = prefill_many(model, prompts, rows, seeds=[4, 5, 6], answering=Answering(max_tokens=7))
     for prompt, seed, mine in zip(prompts, (4, 5, 6), together, strict=True):
-        alone, _ = prefill(model, torch.tensor([prompt]), rows, answer_tokens=7)
+        alone, _ = prefill(model, torch.tensor([prompt]), rows, answering=Answering(max_tokens=7))
         assert mine.ids.tolist() == [prompt] and (mine.seed, mine.answer_tokens) == (seed, 7)
         assert torch.equal(mine.first, alone.first)
         for layer, theirs in zip(mine.cache.layers, alone.cache.layers, strict=True):

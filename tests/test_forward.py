@@ -16,7 +16,6 @@ from lkv.cache.evictable import entries, prompt_cache
 from lkv.eviction.decode import decode
 from lkv.eviction.layerwise import prefill_layerwise
 from lkv.eviction.pipeline import evicted
-from lkv.eviction.single_pass import prefill_scored
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.model import forward
 from lkv.model.architecture import ours
@@ -163,7 +162,7 @@ def test_the_fused_pipeline_keeps_and_answers_what_plain_torch_does(
     ids = torch.randint(0, 250, (1, 70), generator=torch.Generator().manual_seed(4))
 
     def answer() -> tuple[list[Tensor], list[int]]:
-        prefilled, scores = prefill_scored(model, ids, method, answer_tokens=4)
+        prefilled, scores = prefill_for(model, ids, method, Answering(max_tokens=4))
         [row] = evicted(prefilled, scores, method, 40)
         return list(row.keys), decode(model, [row], 4).tokens[0]
 

@@ -26,7 +26,8 @@ HEAVY = ("torch", "transformers", "matplotlib", "pandas", "peft", "lm_eval", "sn
 LIGHT = [
     "lkv", "lkv.errors", "lkv.interface", "lkv.registry", "lkv.cli.main", "lkv.model.chat_template",
     *(name for name in MODULES if name.startswith(("lkv.files", "lkv.results", "lkv.data", "lkv.bench"))),
-    *(name for name in MODULES if name.startswith(("lkv.claims", "lkv.report", "lkv.study"))),
+    *(name for name in MODULES if name.startswith(("lkv.claims", "lkv.report"))),
+    *(name for name in MODULES if name.startswith("lkv.study") and name != "lkv.study.provenance"),
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from lkv.errors import UserError
 from lkv.eviction.importance import kl_divergence, reference
-from lkv.eviction.prefill import look, prefill
+from lkv.eviction.prefill import observe_tail, prefill
 from lkv.files.json_files import read_json, write_hashed_json
 from lkv.files.sums import sha256_file
 from lkv.interface import Tail
@@ -85,7 +85,7 @@ def test_only_q_and_k_are_adapted_in_the_last_layer():
 def test_a_single_pass_equals_two_passes_and_leaves_the_prompt_as_it_was(model, prompt):
     adapter = trained_like(model)
     plain, _ = prefill(model, prompt)
-    two = look(plain, adapter.tail())
+    two = observe_tail(plain, adapter.tail())
     one, ahead = prefill(model, prompt, tail=adapter.tail())
     assert ahead is not None
     for mine, theirs in zip(ahead, two, strict=True):
@@ -111,8 +111,8 @@ def test_first_token_logits_do_not_change_with_the_adapter(model, prompt):
 def test_the_lora_changes_what_the_lookahead_rows_see(model, prompt):
     adapter = trained_like(model)
     plain, _ = prefill(model, prompt)
-    with_lora = look(plain, adapter.tail())
-    without = look(plain, Tail(adapter.tokens[None]))
+    with_lora = observe_tail(plain, adapter.tail())
+    without = observe_tail(plain, Tail(adapter.tokens[None]))
     assert max((a - b).abs().max() for a, b in zip(with_lora, without, strict=True)) > 1e-3
 
 
@@ -124,7 +124,7 @@ def test_gradients_equal_autograd_through_the_whole_sequence(model, prompt):
     def loss(seen):
         return torch.stack([kl_divergence(t, s).mean() for t, s in zip(target, seen, strict=True)]).mean()
 
-    ours = torch.autograd.grad(loss(look(prefilled, adapter.tail())), list(adapter.parameters()))
+    ours = torch.autograd.grad(loss(observe_tail(prefilled, adapter.tail())), list(adapter.parameters()))
 
     # Independent: eager attention maps of prompt and tokens in one pass, nothing detached or cached. The LoRA
     # goes into plain modules around the linears, masked by row, as the paper writes it.
@@ -152,7 +152,7 @@ def test_gradients_reach_the_adapter_and_nothing_else(model, prompt):
     model.requires_grad_(True)
     adapter = trained_like(model)
     prefilled, _ = prefill(model, prompt)
-    seen = look(prefilled, adapter.tail())
+    seen = observe_tail(prefilled, adapter.tail())
     torch.stack([s.square().sum() for s in seen]).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     assert all(layer.keys.grad_fn is None for layer in prefilled.cache.layers)
@@ -163,7 +163,9 @@ def test_saved_and_loaded_is_the_same_to_the_bit(model, prompt, tmp_path):
     adapter.save_pretrained(tmp_path, arm="test")
     again = LookaheadKV.from_pretrained(tmp_path, model)
     plain, _ = prefill(model, prompt)
-    for mine, theirs in zip(look(plain, adapter.tail()), look(plain, again.tail()), strict=True):
+    for mine, theirs in zip(
+        observe_tail(plain, adapter.tail()), observe_tail(plain, again.tail()), strict=True
+    ):
         assert torch.equal(mine, theirs)
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     again.save_pretrained(tmp_path, arm="test")
@@ -217,7 +219,7 @@ def test_peft_reads_the_adapter_and_sees_the_same(prompt, tmp_path):
     adapter = trained_like(model)
     plain, _ = prefill(model, prompt)
     with torch.no_grad():
-        ours = look(plain, adapter.tail())
+        ours = observe_tail(plain, adapter.tail())
     adapter.save_pretrained(tmp_path)
     other = tiny_model("llama", seed=1, layers=3, heads=8)
     other.set_attn_implementation("eager")
@@ -278,7 +280,7 @@ def test_importance_of_lookahead_rows_counts_their_own_keys_in_the_softmax(model
     # The published parameter counts include LoRA on the last layer's keys: the rows' own keys take part.
     adapter = trained_like(model)
     prefilled, _ = prefill(model, prompt)
-    for layer in look(prefilled, adapter.tail()):
+    for layer in observe_tail(prefilled, adapter.tail()):
         assert (layer.sum(-1) < 1 - 1e-4).all()
 
 

@@ -28,8 +28,9 @@ from lkv.errors import UserError
 from lkv.eviction.answer import answer_tail
 from lkv.eviction.decode import decode
 from lkv.eviction.pipeline import evict
-from lkv.eviction.prefill import look, prefill
+from lkv.eviction.prefill import observe_tail, prefill
 from lkv.files.folders import MARK, seal
+from lkv.interface import Answering
 from lkv.lookahead.base_model import describe
 from lkv.model import load as module
 from lkv.model import sources as origins
@@ -564,7 +565,7 @@ def test_sliding_layers_stay_whole_while_the_others_hold_the_budget(gemma: Loade
     assert gemma.note == "2 of 4 layers have a sliding window and stay whole"
     method = get(name, draft="self")
     ids = torch.randint(0, 256, (1, 100), generator=torch.Generator().manual_seed(1))
-    prefilled, _ = prefill(gemma.model, ids, method.rows, answer_tokens=40)
+    prefilled, _ = prefill(gemma.model, ids, method.rows, answering=Answering(max_tokens=40))
     plain = copy.deepcopy(gemma.model)
     plain.set_attn_implementation("eager")
     plain.generation_config.eos_token_id = None
@@ -586,6 +587,6 @@ def test_what_a_tail_sees_on_a_sliding_model_is_what_one_eager_pass_says(gemma: 
     plain.set_attn_implementation("eager")
     with torch.no_grad():
         attentions = plain(torch.cat([ids, tail.tokens], 1), output_attentions=True).attentions
-    for seen, layer in zip(look(prefilled, tail), (1, 3), strict=True):
+    for seen, layer in zip(observe_tail(prefilled, tail), (1, 3), strict=True):
         truth = attentions[layer][0, :, 100:, :100].mean(1)
         torch.testing.assert_close(seen[0], truth, rtol=1e-4, atol=1e-6)

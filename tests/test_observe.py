@@ -7,8 +7,8 @@ import torch
 
 from lkv.eviction import importance as maths
 from lkv.eviction.answer import answer_tail
-from lkv.eviction.prefill import look, prefill
-from lkv.interface import PromptRows, Tail
+from lkv.eviction.prefill import observe_tail, prefill
+from lkv.interface import Answering, PromptRows, Tail
 from lkv.model.attention import SDPA
 
 
@@ -34,9 +34,9 @@ def close(ours, truth):
 
 
 def test_the_oracle_and_the_target_see_what_eager_attention_says(model, prompt):
-    prefilled, _ = prefill(model, prompt, answer_tokens=9)
+    prefilled, _ = prefill(model, prompt, answering=Answering(max_tokens=9))
     answer = torch.tensor(prefilled.answers)
-    ours = look(prefilled, answer_tail(prefilled))
+    ours = observe_tail(prefilled, answer_tail(prefilled))
     maps = eager_attention(model, torch.cat([prompt, answer], 1))
     n = prompt.shape[1]
     close(ours, [a[:, :, n:, :n].mean(2) for a in maps])
@@ -54,7 +54,7 @@ def test_prompt_rows_see_what_eager_attention_says(model, prompt):
 def test_a_tail_of_embeddings_sees_what_eager_attention_says(model, prompt):
     embeds = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
     prefilled, _ = prefill(model, prompt)
-    ours = look(prefilled, Tail(embeds))
+    ours = observe_tail(prefilled, Tail(embeds))
     maps = eager_attention(model, prompt, embeds)
     n = prompt.shape[1]
     close(ours, [a[:, :, n:, :n].mean(2) for a in maps])
@@ -64,11 +64,11 @@ def test_answers_of_unequal_length_do_not_count_their_padding(model):
     ids = torch.randint(0, 256, (2, 60), generator=torch.Generator().manual_seed(3))
     prefilled, _ = prefill(model, ids)
     prefilled.answers = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10]]
-    together = look(prefilled, answer_tail(prefilled))
+    together = observe_tail(prefilled, answer_tail(prefilled))
     for b in range(2):
         alone, _ = prefill(model, ids[b : b + 1])
         alone.answers = [prefilled.answers[b]]
-        for mine, theirs in zip(together, look(alone, answer_tail(alone)), strict=True):
+        for mine, theirs in zip(together, observe_tail(alone, answer_tail(alone)), strict=True):
             torch.testing.assert_close(mine[b : b + 1], theirs, rtol=1e-4, atol=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_a_single_pass_sees_the_same_as_two_passes(model, prompt):
     two, _ = prefill(model, prompt)
     one, ahead = prefill(model, prompt, tail=tail)
     assert ahead is not None
-    for mine, theirs in zip(ahead, look(two, tail), strict=True):
+    for mine, theirs in zip(ahead, observe_tail(two, tail), strict=True):
         assert (mine - theirs).abs().max() <= 4e-6
     assert one.first == two.first
     assert one.cache.get_seq_length() == prompt.shape[1]

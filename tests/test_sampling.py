@@ -63,7 +63,7 @@ def loaded() -> Loaded:
 
 def test_a_decoded_answer_is_that_of_a_plain_loop_whatever_the_batch(loaded: Loaded) -> None:
     model, ids = loaded.model, torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
-    prefilled, _ = prefill(model, ids, seed=11, temperature=3.0)
+    prefilled, _ = prefill(model, ids, answering=Answering(seed=11, answering=Answering(temperature=3.0)))
     [row] = compact(prefilled, None)
     whole, expected = ids, []
     with torch.no_grad():

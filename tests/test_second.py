@@ -22,7 +22,7 @@ from lkv.eviction.generate import generate
 from lkv.eviction.hooks import evicting
 from lkv.eviction.observe import observe
 from lkv.eviction.pipeline import evicted
-from lkv.eviction.prefill import look, prefill
+from lkv.eviction.prefill import observe_tail, prefill
 from lkv.eviction.prefilled import Prefilled
 from lkv.eviction.second_pass import SecondPass
 from lkv.eviction.single_pass import prefill_scored, score_errors
@@ -64,7 +64,7 @@ def test_prompts_of_any_length_see_through_one_storage_what_a_tail_that_rides_al
         passing.load(plain, tail)
         _, riding = prefill(model, drawn(length), tail=tail)
         close(passing.run()[..., :length], riding)
-        close(second.look(plain, tail), riding)
+        close(second.observe_tail(plain, tail), riding)
         for layer, keys in zip(plain.cache.layers, before, strict=True):
             assert torch.equal(layer.keys, keys), "the prompt's cache was written to"
     assert [len(passes) for passes in decoder.pool(model).tails.values()] == [1]
@@ -81,7 +81,7 @@ def test_another_adapters_tokens_and_more_observers_than_one_kind_look_alike(
         adapter = trained_like(model, seed=seed, tokens=tokens).requires_grad_(False)
         for over in ("mean", "max"):
             tail = Tail(adapter.tokens[None], adapter=adapter, over=over)
-            close(second.look(plain, tail), look(plain, tail))
+            close(second.observe_tail(plain, tail), observe_tail(plain, tail))
 
 
 @pytest.mark.parametrize("recipe", ["lookaheadkv", "beside"])
@@ -154,8 +154,8 @@ def test_latency_counts_all_of_it_as_what_the_method_adds(
         looked.append(time.perf_counter() - start)
         return seen
 
-    real = second.look
-    monkeypatch.setattr(second, "look", slow)
+    real = second.observe_tail
+    monkeypatch.setattr(second, "observe_tail", slow)
     given = {prompt.shape[1]: prompt[0].tolist()}, [None, method], [48], {prompt.shape[1]: 1}, 0, "s"
     [rows] = latency(loaded, *given, ways=("whole", "layerwise"))
     whole, layered = (
@@ -200,7 +200,7 @@ def test_from_the_second_prompt_of_a_width_on_a_graph_sees_what_a_riding_tail_se
     for at, length in enumerate(LENGTHS):
         with mode():
             plain, riding = prefill(model, drawn(length).to("cuda"), tail=tail)
-            close(second.look(plain, tail), riding, 1e-3)
+            close(second.observe_tail(plain, tail), riding, 1e-3)
         [passing] = decoder.pool(model).tails[adapter].values()
         assert (passing.graph is not None) == (at > 0)
 
@@ -211,20 +211,20 @@ def test_what_a_second_pass_does_not_take_is_looked_at_as_before(
     model = observed("llama")
     adapter = trained_like(model).requires_grad_(False)
     plain, _ = prefill(model, prompt)
-    assert not second.looks_again(plain, adapter.tail()), "a CPU is not bound by launches"
+    assert not second.can_observe(plain, adapter.tail()), "a CPU is not bound by launches"
     bound_by_launches(monkeypatch)
-    assert second.looks_again(plain, adapter.tail())
+    assert second.can_observe(plain, adapter.tail())
     two, _ = prefill(model, torch.cat([prompt, prompt]))
-    assert not second.looks_again(two, adapter.tail(2)), "two prompts"
+    assert not second.can_observe(two, adapter.tail(2)), "two prompts"
     assert prefill_scored(model, two.ids, adapter.method())[1] is not None, "they let a tail ride along"
     for tail in (Tail(prompt[:, :4]), Tail(adapter.tokens[None]), answer.answer_tail(plain)):
-        assert not second.looks_again(plain, tail), "not the same tail after every prompt"
+        assert not second.can_observe(plain, tail), "not the same tail after every prompt"
     pyramid = registry.get("pyramidkv")
     seen, _ = prefill(model, prompt, pyramid.rows)
     [importance] = observe(seen, pyramid, [40])
     uneven = extend(seen, engine.select(importance, pyramid.recipe, 40, seen.kv_heads), drawn(5))
-    assert not second.looks_again(uneven, adapter.tail()), "layers of unequal length"
-    close(observe(uneven, adapter.method(), [40])[0], look(uneven, adapter.tail()))
+    assert not second.can_observe(uneven, adapter.tail()), "layers of unequal length"
+    close(observe(uneven, adapter.method(), [40])[0], observe_tail(uneven, adapter.tail()))
 
 
 @pytest.mark.parametrize(

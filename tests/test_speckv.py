@@ -105,7 +105,7 @@ def test_what_is_kept_is_what_one_eager_pass_over_prompt_and_draft_says(
 
 def test_the_model_drafts_for_itself_with_its_own_answer(model: PreTrainedModel, prompt: Tensor) -> None:
     method = registry.get("speckv", draft="self")
-    prefilled, _ = prefill(model, prompt, method.rows, answer_tokens=48)
+    prefilled, _ = prefill(model, prompt, method.rows, answering=Answering(max_tokens=48))
     [tail] = observers(method, prefilled)
     answer = greedy(model, prompt, 48)
     assert prefilled.answers == [answer]
@@ -167,7 +167,7 @@ def test_an_empty_draft_is_the_targets_own_first_token(prompt: Tensor) -> None:
 
 def test_a_draft_is_no_longer_than_the_answer_may_get(prompt: Tensor) -> None:
     for method in (speckv.method(), speckv.method(loaded(), tiny_tokenizer())):
-        prefilled, _ = prefill(observed("llama"), prompt, method.rows, answer_tokens=5)
+        prefilled, _ = prefill(observed("llama"), prompt, method.rows, answering=Answering(max_tokens=5))
         assert observers(method, prefilled)[0].tokens.shape == (1, 5)
 
 

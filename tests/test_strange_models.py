@@ -273,7 +273,7 @@ def test_lookahead_tokens_leave_a_length_dependent_rotation_alone(kind: str, len
     with torch.no_grad():
         truth = fresh(model)(ids, past_key_values=cache).logits[0, -1]
     with observable(model):
-        prefilled, seen = prefill(model, ids, (), adapter.tail(), answer_tokens=1)
+        prefilled, seen = prefill(model, ids, (), adapter.tail(), answering=Answering(max_tokens=1))
     assert seen is not None and len(seen) == 4
     for layer in range(4):
         torch.testing.assert_close(entries(prefilled.cache, layer)[0], cache.layers[layer].keys)
@@ -325,7 +325,7 @@ def test_a_model_that_does_more_to_its_logits_is_not_drawn_from(prompt: Tensor) 
     plain = generate(model, prompt, SNAPKV, 64, 4).tokens
     model.register_forward_hook(lambda _m, _i, out: out.__setitem__("logits", out.logits.abs()))
     with observable(model), pytest.raises(UserError, match="does more to the logits"):
-        prefill(model, prompt, temperature=1.0)
+        prefill(model, prompt, answering=Answering(temperature=1.0))
     assert generate(model, prompt, SNAPKV, 64, 4).tokens == plain
 
 
@@ -333,7 +333,14 @@ def test_granites_tokens_are_drawn_by_its_own_scale(prompt: Tensor) -> None:
     model: Any = zoo.build("Granite")
     with observable(model), torch.no_grad():
         softmax = model(prompt).logits[0, -1].float().softmax(-1)
-        draws = [int(prefill(model, prompt, temperature=1.0, seed=seed)[0].first) for seed in range(600)]
+        draws = [
+            int(
+                prefill(model, prompt, answering=Answering(seed=seed, answering=Answering(temperature=1.0)))[
+                    0
+                ].first
+            )
+            for seed in range(600)
+        ]
     shares = torch.bincount(torch.tensor(draws), minlength=260).float() / len(draws)
     noise = torch.multinomial(softmax, len(draws), True, generator=torch.Generator().manual_seed(0))
     by_chance = torch.bincount(noise, minlength=260).float() / len(draws)

@@ -12,7 +12,7 @@ from conftest import in_two_processes, observed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lkv.errors import UserError
-from lkv.eviction.prefill import look, prefill
+from lkv.eviction.prefill import observe_tail, prefill
 from lkv.interface import Tail
 from lkv.lookahead import train as training
 from lkv.lookahead.adapter import LookaheadKV
@@ -156,7 +156,7 @@ def test_held_out_recall_is_the_share_of_the_answers_own_top_entries(loaded, pro
     adapter = LookaheadKV.create(loaded.model, seed=1)
     with torch.no_grad():
         batch = prepare(loaded, [prompt])
-        prediction = look(batch.prefilled, adapter.tail())
+        prediction = observe_tail(batch.prefilled, adapter.tail())
     shares, group = [], loaded.model.config.num_attention_heads // batch.prefilled.kv_heads
     for target, predicted in zip(batch.target, prediction, strict=True):
         for head in range(batch.prefilled.kv_heads):
@@ -176,7 +176,7 @@ def test_judge_qs_modules_are_tokens_alone_trained_by_the_squared_difference(loa
     batch = prepare(loaded, same)
     loss, kl = batch_loss(fresh, batch, "mse")
     with torch.no_grad():
-        prediction = look(batch.prefilled, fresh.tail(2))
+        prediction = observe_tail(batch.prefilled, fresh.tail(2))
     pairs = zip(batch.target, prediction, strict=True)
     by_hand = [((t - p) ** 2).double().sum(-1).mean().item() for t, p in pairs]
     assert loss.item() == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
@@ -213,7 +213,7 @@ def test_what_cuda_captures_of_a_step_copies_nothing_from_the_host(loaded, promp
     with Watch() as watch:
         with torch.no_grad():
             prefilled, _ = prefill(loaded.model, ids)
-            target = look(prefilled, Tail(answers, valid=valid))
+            target = observe_tail(prefilled, Tail(answers, valid=valid))
         batch_loss(adapter, Batch(prefilled, target), by).loss.backward()
     assert watch.copied == []
     with Watch() as watch:

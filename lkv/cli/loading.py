@@ -137,10 +137,12 @@ def method_of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
 def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:
     """LookaheadKV's recipe, and the prompt rows that look as well, from what the command line says."""
     from lkv.interface import PromptRows
-    from lkv.lookahead.adapter import RECIPE
+    from lkv.lookahead.method import METHOD
 
     pool = None if given["pool"] == "none" else given["pool"]
-    recipe = replace(RECIPE, group=given["group"], pool=pool, kernel=given["kernel"], order=given["order"])
+    recipe = replace(
+        METHOD.recipe, group=given["group"], pool=pool, kernel=given["kernel"], order=given["order"]
+    )
     return recipe, PromptRows(given["beside"]) if given["beside"] else None
 
 

@@ -1,4 +1,4 @@
-"""compact: the kept entries of a cache, gathered into a row of their own."""
+"""compact: the kept entries of a cache, copied into rows of their own or left alone in the cache."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from lkv import kernels
-from lkv.cache.evictable import Layers, check_held, entries, full_layers, gather
+from lkv.cache.evictable import EvictableLayer, Layers, check_held, entries, full_layers, gather
 from lkv.cache.rows import Row
 from lkv.eviction.prefilled import Prefilled
 from lkv.eviction.select import Kept
@@ -21,23 +22,40 @@ def compact(prefilled: Prefilled, kept: Kept | None) -> list[Row]:
     held = [entries(cache, layer) for layer in range(len(cache.layers))]
     keys, values = [k for k, _ in held], [v for _, v in held]
     rows = range(len(prefilled.first))
+    if kept is None:
+        return [_row(prefilled, [k[b] for k in keys], [v[b] for v in values], b) for b in rows]
     layers = full_layers(cache)
-    if kept is not None and len(kept) == len(held) and kernels.usable(keys[0]):
+    if len(kept) == len(held) and kernels.usable(keys[0]):
         made = [_compact_fused(prefilled, kept, [*keys, *values], b) for b in rows]
     else:
-        if kept is not None:
-            for i, index in zip(layers, kept, strict=True):
-                keys[i], values[i] = gather(keys[i], index), gather(values[i], index)
+        for i, index in zip(layers, kept, strict=True):
+            keys[i], values[i] = gather(keys[i], index), gather(values[i], index)
         made = [_row(prefilled, [k[b] for k in keys], [v[b] for v in values], b) for b in rows]
-    if kept is not None:
-        for row in made:
-            check_held([row.keys[i].shape[1] for i in layers], kept.counts)
+    for row in made:
+        check_held([row.keys[i].shape[1] for i in layers], kept.counts)
     return made
 
 
+def compact_in_place(cache: Cache, kept: Kept | None) -> None:
+    """Drops all but the kept entries from a cache's full-attention layers; None keeps all."""
+    if kept is None:
+        return
+    layers = full_layers(cache)
+    for i, index in zip(layers, kept, strict=True):
+        compact_layer(cache, i, index)
+    check_held([entries(cache, i)[0].shape[2] for i in layers], kept.counts)
+
+
+def compact_layer(cache: Cache, layer: int, index: Tensor) -> None:
+    """Drops all but the entries `index`, int64 [B, K, C], from one layer."""
+    held = cache.layers[layer]
+    assert isinstance(held, EvictableLayer)
+    held.keep(index)
+
+
 def _row(prefilled: Prefilled, keys: Layers, values: Layers, b: int) -> Row:
-    seed = prefilled.seed + b
-    return Row(keys, values, prefilled.length, prefilled.first[b], prefilled.temperature, seed)
+    how = prefilled.answering
+    return Row(keys, values, prefilled.length, prefilled.first[b], how.temperature, how.seed + b)
 
 
 def _compact_fused(prefilled: Prefilled, kept: Kept, tensors: Sequence[Tensor], b: int) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -15,13 +15,13 @@ from lkv.cache.evictable import Layers, prompt_cache
 from lkv.cache.rows import Row, RowsCache, windows
 from lkv.cache.sizes import tensor_bytes
 from lkv.eviction.sampling import drawn
+from lkv.interface import Attended
 from lkv.model.architecture import Blueprint, blueprint, capturable
 from lkv.model.attention import Pass
 from lkv.model.cuda_graph import capture
 from lkv.model.forward import logits, states
 
 if TYPE_CHECKING:
-    from lkv.eviction.second_pass import SecondPass
     from lkv.interface import Adapter
 
 
@@ -67,9 +67,9 @@ class Decoder:
         seen: list[Tensor] = []
         scalings: list[float] = []
 
-        def remember(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
-            seen.append(query)
-            scalings.append(scaling)
+        def remember(attended: Attended) -> None:
+            seen.append(attended.query)
+            scalings.append(attended.scaling)
 
         model = self._model()
         assert model is not None
@@ -122,14 +122,14 @@ def _sizes(like: Row, rows: int, width: int) -> list[int]:
 class Pool:
     """A model's storage, which grows when a shape asks for more, and on it the captured decoders by shape.
 
-    `tails` are second passes by adapter and by rows, how these are put together, and width.
+    `second_passes` (lkv.eviction.second_pass) are kept by adapter, and by their shape.
     """
 
     def __init__(self, drawn_for: Blueprint) -> None:
         self.drawn_for = drawn_for
         self.storage: _Storage | None = None
         self.decoders: dict[tuple[int, int, bool, float], Decoder] = {}
-        self.tails: WeakKeyDictionary[Adapter, dict[tuple[int, str, int], SecondPass]] = WeakKeyDictionary()
+        self.second_passes: WeakKeyDictionary[Adapter, dict[Any, Any]] = WeakKeyDictionary()
 
     def decoder(self, model: PreTrainedModel, like: Row, rows: int, width: int, record: bool) -> Decoder:
         temperature = 0.0 if record else like.temperature

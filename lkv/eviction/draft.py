@@ -17,6 +17,7 @@ from lkv.errors import UserError
 from lkv.eviction.compact import compact
 from lkv.eviction.decode import decode_all
 from lkv.eviction.prefill import prefill
+from lkv.interface import Answering
 from lkv.model.chat_template import around
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def answers(
     for ids in prompts:  # one prefill each: their lengths may differ, and nothing is padded
         try:
             asked = torch.tensor([ids], device=draft.model.device)
-            rows += compact(prefill(draft.model, asked, answer_tokens=tokens)[0], None)
+            rows += compact(prefill(draft.model, asked, answering=Answering(max_tokens=tokens))[0], None)
         except UserError as error:
             raise UserError(f"{draft.name} cannot draft: {error}") from None
     return decode_all(draft.model, rows, tokens, stop, len(rows))

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lkv.cache.evictable import EvictableLayer, full_layers, prompt_cache
-from lkv.eviction.observation import watcher
-from lkv.eviction.prefilled import Prefilled, first_tokens, row_seeds
+from lkv.cache.evictable import prompt_cache
+from lkv.eviction.compact import compact_in_place
+from lkv.eviction.observation import recorder
+from lkv.eviction.prefilled import Prefilled, first_tokens
 from lkv.eviction.select import Kept
 from lkv.interface import Importance, PromptRows
 from lkv.model.attention import Pass
@@ -28,17 +29,19 @@ def extend(
     model, before, new = prefilled.model, prefilled.length, ids.shape[1]
     cache = prompt_cache(model.config)
     for layer, old in zip(cache.layers, prefilled.cache.layers, strict=True):
-        vars(layer).update(vars(old))  # references: keep and the pass below make new tensors
-    if kept is not None:
-        for i, index in zip(full_layers(cache), kept, strict=True):
-            layer = cache.layers[i]
-            assert isinstance(layer, EvictableLayer)
-            layer.keep(index)
-    seen: dict[PromptRows, Importance] = {row: [] for row in rows}
-    carried = Pass(observe=watcher(cache, seen, new) if rows else None)
+        vars(layer).update(vars(old))  # references: what follows makes new tensors
+    compact_in_place(cache, kept)
+    recorded: dict[PromptRows, Importance] = {row: [] for row in rows}
+    hooks = Pass(observe=recorder(cache, recorded, new) if rows else None)
     positions = torch.arange(before, before + new, device=ids.device)[None]
-    out = states(model, model.get_input_embeddings()(ids), positions, cache, carried)
-    seeds, drawing = row_seeds(prefilled.seed, len(ids)), (prefilled.banned, prefilled.temperature)
-    first = first_tokens(model, out[:, -1], positions[:, -1], seeds, *drawing)
-    whole = torch.cat([prefilled.ids, ids], 1)
-    return replace(prefilled, ids=whole, cache=cache, first=first, seen=seen, question=None, _answers=None)
+    out = states(model, model.get_input_embeddings()(ids), positions, cache, hooks)
+    return replace(
+        prefilled,
+        ids=torch.cat([prefilled.ids, ids], 1),
+        cache=cache,
+        first=first_tokens(model, out[:, -1], positions[:, -1], prefilled.answering),
+        recorded=recorded,
+        question=None,
+        answers=None,
+        scores=None,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,9 @@ from lkv.errors import UserError
 from lkv.eviction import second_pass as second
 from lkv.eviction.decode import decode
 from lkv.eviction.layerwise import prefill_layerwise
-from lkv.eviction.pipeline import evicted
-from lkv.eviction.single_pass import prefill_scored
-from lkv.interface import Method
+from lkv.eviction.pipeline import evict_to
+from lkv.eviction.single_pass import prefill_for
+from lkv.interface import Answering, Method
 from lkv.model.architecture import unwrapped
 from lkv.model.attention import observable
 from lkv.model.load import stop_ids
@@ -51,13 +50,13 @@ def generate(
     stop = stop_ids(model)
     with observable(model), torch.no_grad():
         start = _now(model)
-        ids, settings = ids.to(model.device), dict[str, Any](stop=stop, answer_tokens=max_new_tokens)
+        ids, answering = ids.to(model.device), Answering(stop, max_new_tokens)
         # A second pass needs the whole cache, which is small where launches are what a prefill waits for.
-        if method is not None and method.ahead is not None and second.launch_bound(model, *ids.shape):
-            prefilled, scores = prefill_scored(model, ids, method, **settings)
-            [row] = evicted(prefilled, scores, method, budget)
+        if method is not None and method.tail_before_prefill and second.launch_bound(model, *ids.shape):
+            prefilled = prefill_for(model, ids, method, answering)
+            [row] = evict_to(prefilled, method, budget)
         else:
-            prefilled, [row] = prefill_layerwise(model, ids, method, budget, **settings)
+            prefilled, [row] = prefill_layerwise(model, ids, method, budget, answering)
         ready = _now(model)
         answer = decode(model, [row], max_new_tokens, stop)
         seconds = _now(model) - ready

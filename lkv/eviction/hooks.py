@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from lkv.cache.evictable import check_held, entries, full_layers, make_evictable, prompt_cache
+from lkv.cache.evictable import full_layers, make_evictable, prompt_cache
 from lkv.errors import UserError
-from lkv.eviction.observation import watcher
-from lkv.eviction.observe import observe
-from lkv.eviction.pipeline import check_budgets
+from lkv.eviction.compact import compact_in_place
+from lkv.eviction.observation import recorder
+from lkv.eviction.pipeline import check_budgets, select_entries
 from lkv.eviction.prefilled import Prefilled
-from lkv.eviction.select import select
-from lkv.interface import Importance, Method, PromptRows
+from lkv.interface import Answering, Importance, Method, PromptRows
 from lkv.model.architecture import unwrapped
 from lkv.model.attention import Pass, observable, watching
 from lkv.model.load import stop_ids
@@ -26,7 +25,7 @@ from lkv.model.support import require_evictable
 
 @contextmanager
 def evicting(
-    model: nn.Module, method: Method, budget: int, answer_tokens: int = Prefilled.answer_tokens
+    model: nn.Module, method: Method, budget: int, answer_tokens: int = Answering.max_tokens
 ) -> Iterator[None]:
     """Inside, each prompt that the model prefills is evicted to `budget` entries; its `generate()` works.
 
@@ -44,7 +43,7 @@ def evicting(
     own_modules = {id(module) for module in model.modules()}
     inside = False  # drafts and lookahead passes are forward calls too: they must not evict
     watched: Pass | None = None
-    seen: dict[PromptRows, Importance] = {}
+    recorded: dict[PromptRows, Importance] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal watched
@@ -74,9 +73,9 @@ def evicting(
                 f"a {type(cache).__name__} has no layer that entries can be dropped from; "
                 "let generate() make its own dynamic cache"
             )
-        seen.clear()
-        seen.update({row: [] for row in method.rows})
-        watched = Pass(observe=watcher(cache, seen, _ids(args, kwargs).shape[1]))
+        recorded.clear()
+        recorded.update({row: [] for row in method.rows})
+        watched = Pass(observe=recorder(cache, recorded, _ids(args, kwargs).shape[1]))
         return args, {**kwargs, "lkv_pass": watched}
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -85,20 +84,15 @@ def evicting(
             return
         watched = None
         cache, first = kwargs["past_key_values"], out.logits[:, -1].argmax(-1)
-        prefilled = Prefilled(
-            model, _ids(args, kwargs), cache, first, dict(seen), stop_ids(model), answer_tokens
-        )
+        answering = Answering(stop_ids(model), answer_tokens)
+        prefilled = Prefilled(model, _ids(args, kwargs), cache, first, dict(recorded), answering)
         inside = True
         try:
             with torch.no_grad():
-                [importances] = observe(prefilled, method, [budget])
+                [selection] = select_entries(prefilled, method, [budget])
         finally:
             inside = False
-        kept = select(importances, method.recipe, budget, prefilled.kv_heads)
-        if kept is not None:
-            for layer, index in zip(full_layers(cache), kept, strict=True):
-                cache.layers[layer].keep(index)
-            check_held([entries(cache, i)[0].shape[2] for i in full_layers(cache)], kept.counts)
+        compact_in_place(cache, selection.kept)
 
     def unwatched(module: nn.Module, tokens: int) -> None:
         if tokens > budget and id(module) in own_modules:

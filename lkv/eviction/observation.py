@@ -1,8 +1,9 @@
-"""Hooks of a prefill that record the importance of its keys."""
+"""From what a layer attends to what its observers are given: queries, keys, and who sees how much."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,69 +11,89 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lkv.cache.evictable import full_layers, prompt_cache
-from lkv.eviction import importance as maths
-from lkv.eviction.importance import Sight
-from lkv.interface import Importance, PromptRows, Tail
+from lkv.eviction.importance import ObserverInputs, importance
+from lkv.interface import Attended, Importance, PromptRows, Tail
 from lkv.model.rope import length_dependent
 
-Watch = Callable[[int, Tensor, Tensor, float, "Tensor | None"], None]
+Observe: TypeAlias = Callable[[Attended], None]
 
 
 def embedded(model: PreTrainedModel, tail: Tail) -> Tensor:
+    """A tail's embeddings [B, R, hidden] in the model's dtype."""
     if tail.tokens.is_floating_point():
         return tail.tokens.to(model.dtype)
     return model.get_input_embeddings()(tail.tokens)
 
 
-def rides_along(model: PreTrainedModel) -> bool:
-    """Whether a tail can share the prefill: not with sliding layers, where it would push entries out, nor
-    with rotations that depend on the length, where it would change the prompt's own keys."""
+def allows_single_pass(model: PreTrainedModel) -> bool:
+    """Whether a tail can be part of the prefill.
+
+    Not with sliding layers, where it would push entries out, nor with rotations that depend on the length,
+    where it would change the prompt's own keys.
+    """
     cache = prompt_cache(model.config)
     return len(full_layers(cache)) == len(cache.layers) and not length_dependent(model)
 
 
-def watcher(cache: Cache, seen: dict[PromptRows, Importance], fed: int) -> Watch:
-    """A `Pass.observe` that fills `seen`, layer by layer, with what rows of the `fed` prompt tokens see."""
+def recorder(cache: Cache, recorded: dict[PromptRows, Importance], fed: int) -> Observe:
+    """A `Pass.observe` that appends to `recorded`, layer by layer, the importance by rows of `fed` tokens."""
     evictable = set(full_layers(cache))
 
-    def record(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
-        if layer not in evictable:
-            return
-        stored = key.shape[2] - query.shape[2] + fed
-        for row, importance in seen.items():
-            sight = by_prompt_rows(row, query, key, scaling, stored, fed, lse)
-            importance.append(maths.importance(sight))
+    def record(attended: Attended) -> None:
+        if attended.layer in evictable:
+            stored = attended.key.shape[2] - attended.query.shape[2] + fed
+            for row, of_row in recorded.items():
+                of_row.append(importance(prompt_row_inputs(row, attended, stored, fed)))
 
     return record
 
 
-def by_prompt_rows(
-    row: PromptRows, query: Tensor, key: Tensor, scaling: float, stored: int, fed: int, lse: Tensor | None
-) -> Sight:
-    """What rows of the `fed` prompt tokens see, which are the first of `query` and the last of `stored`."""
+def prompt_row_inputs(row: PromptRows, attended: Attended, stored: int, fed: int) -> ObserverInputs:
+    """Rows of the `fed` prompt tokens, which are the first of the query and the last of `stored` keys."""
     last = fed if row.last is None else min(row.last, fed)
     rows = slice(fed - last, fed)
-    known = None if lse is None else lse[:, :, rows]
-    return Sight(query[:, :, rows], key[:, :, :stored], scaling, stored, stored - last, row.over, lse=known)
+    return ObserverInputs(
+        attended.query[:, :, rows],
+        attended.key[:, :, :stored],
+        attended.scaling,
+        stored,
+        causal_offset=stored - last,
+        reduction=row.reduction,
+        lse=None if attended.lse is None else attended.lse[:, :, rows],
+    )
 
 
-def by_last_rows(
-    row: PromptRows, query: Tensor, key: Tensor, scaling: float, lengths: Tensor, lse: Tensor | None
-) -> Sight:
-    """What the last rows of prompts of unequal `lengths` see; padding behind them is seen by nobody."""
-    stored = key.shape[2]
+def last_row_inputs(row: PromptRows, attended: Attended, lengths: Tensor) -> ObserverInputs:
+    """The last rows of prompts of unequal `lengths` [B]; nobody sees the padding behind them."""
+    query, stored = attended.query, attended.key.shape[2]
     if row.last is None:
         real = torch.arange(stored, device=lengths.device) < lengths[:, None]
-        return Sight(query, key, scaling, stored, torch.zeros_like(lengths), row.over, real, lse)
-    first = lengths - row.last
-    at = (first[:, None] + torch.arange(row.last, device=lengths.device))[:, None]
-    rows = query.gather(2, at[..., None].expand(-1, query.shape[1], -1, query.shape[3]))
-    known = None if lse is None else lse.gather(2, at.expand(-1, lse.shape[1], -1))
-    return Sight(rows, key, scaling, stored, first, row.over, lse=known)
+        offset = torch.zeros_like(lengths)
+        return ObserverInputs(
+            query, attended.key, attended.scaling, stored, offset, row.reduction, real, attended.lse
+        )
+    offset = lengths - row.last
+    at = (offset[:, None] + torch.arange(row.last, device=lengths.device))[:, None]
+    return ObserverInputs(
+        query.gather(2, at[..., None].expand(-1, query.shape[1], -1, query.shape[3])),
+        attended.key,
+        attended.scaling,
+        stored,
+        causal_offset=offset,
+        reduction=row.reduction,
+        lse=None if attended.lse is None else attended.lse.gather(2, at.expand(-1, query.shape[1], -1)),
+    )
 
 
-def by_tail(tail: Tail, query: Tensor, key: Tensor, scaling: float, stored: int, lse: Tensor | None) -> Sight:
-    """What a tail sees of `stored` entries; its rows are the last of a pass."""
-    rows = query[:, :, -tail.rows :]
-    known = None if lse is None else lse[:, :, -tail.rows :]
-    return Sight(rows, key, scaling, stored, stored, tail.over, tail.valid, known)
+def tail_inputs(tail: Tail, attended: Attended, stored: int) -> ObserverInputs:
+    """A tail, whose rows are the last of a pass, over `stored` entries."""
+    return ObserverInputs(
+        attended.query[:, :, -tail.rows :],
+        attended.key,
+        attended.scaling,
+        stored,
+        causal_offset=stored,
+        reduction=tail.reduction,
+        valid=tail.valid,
+        lse=None if attended.lse is None else attended.lse[:, :, -tail.rows :],
+    )

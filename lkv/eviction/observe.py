@@ -1,4 +1,4 @@
-"""observe: what a method's observers give as importance, and the tails they are made of."""
+"""observe: the importance of a prompt's entries by one kind of observers."""
 
 from __future__ import annotations
 
@@ -8,58 +8,49 @@ import torch
 from torch import Tensor
 
 from lkv.cache.evictable import entries, full_layers
-from lkv.eviction import importance as maths
-from lkv.eviction import second_pass as second
-from lkv.eviction.decode import Clock, no_clock
-from lkv.eviction.importance import Sight
-from lkv.eviction.prefill import look
+from lkv.eviction import second_pass
+from lkv.eviction.importance import ObserverInputs, importance
+from lkv.eviction.prefill import observe_tail
 from lkv.eviction.prefilled import Prefilled
-from lkv.interface import Importance, Method, Observers, PromptRows, Ranking, Recorded, Tail
-
-
-def observe(
-    prefilled: Prefilled, method: Method, budgets: Sequence[int], clock: Clock = no_clock
-) -> list[Importance]:
-    """What the method's observers see, one answer a budget; equal observers look once."""
-    observers = method.observers
-    with clock("draft"):  # where observers come from: a draft for some, next to nothing for most
-        answers = observers(prefilled, budgets) if callable(observers) else [observers] * len(budgets)
-    done: dict[int, Importance] = {}
-    with clock("observe"):
-        for answer in answers:
-            if id(answer) not in done:
-                done[id(answer)] = _importance(prefilled, answer)
-    return [done[id(answer)] for answer in answers]
+from lkv.interface import Importance, Observers, PromptRows, Ranking, Recorded, StoredLayer, Tail
 
 
 @torch.no_grad()
-def _importance(prefilled: Prefilled, observers: Observers) -> Importance:
+def importance_by(
+    prefilled: Prefilled, observers: Observers, extra_rows: PromptRows | None = None
+) -> Importance:
+    """What the observers give, one tensor a full-attention layer; `extra_rows` observe with them."""
     if isinstance(observers, PromptRows):
-        return prefilled.seen[observers]
+        return prefilled.recorded[observers]
+    if isinstance(observers, Ranking):
+        return [observers.rank(stored_layer(prefilled, i)) for i in full_layers(prefilled.cache)]
     if isinstance(observers, Tail):
-        looking = second.look if second.looks_again(prefilled, observers) else look
-        return _with_beside(prefilled, observers, looking(prefilled, observers))
-    if isinstance(observers, Recorded):
-        return _with_beside(prefilled, observers, _recorded(prefilled, observers))
-    assert isinstance(observers, Ranking)
+        captured = second_pass.can_observe(prefilled, observers)
+        own = (second_pass.observe_tail if captured else observe_tail)(prefilled, observers)
+    else:
+        own = _by_recorded_queries(prefilled, observers)
+    if extra_rows is None:
+        return own
+    pairs = zip(own, prefilled.recorded[extra_rows], strict=True)
+    return [combined(observers, extra_rows, mine, theirs, prefilled.length) for mine, theirs in pairs]
+
+
+def stored_layer(prefilled: Prefilled, layer: int) -> StoredLayer:
+    key, value = entries(prefilled.cache, layer)
     heads = prefilled.model.config.get_text_config().num_attention_heads
-    batch = prefilled.ids.shape[0]
-    return [
-        observers.rank(batch, heads, prefilled.stored(layer), layer, prefilled.seed, prefilled.ids.device)
-        for layer in full_layers(prefilled.cache)
-    ]
+    return StoredLayer(layer, key, value, heads, prefilled.answering.seed)
 
 
-def _recorded(prefilled: Prefilled, observers: Recorded) -> Importance:
-    # `first` stays None: a draft's queries see every prompt key, however early in the draft they stand.
+def _by_recorded_queries(prefilled: Prefilled, observers: Recorded) -> Importance:
+    # No causal offset: a draft's queries see every prompt key, however early in the draft they stand.
     return [
-        maths.importance(
-            Sight(
+        importance(
+            ObserverInputs(
                 observers.queries[i],
                 entries(prefilled.cache, i)[0],
                 observers.scalings[i],
                 prefilled.stored(i),
-                over=observers.over,
+                reduction=observers.reduction,
                 valid=observers.valid,
             )
         )
@@ -67,22 +58,25 @@ def _recorded(prefilled: Prefilled, observers: Recorded) -> Importance:
     ]
 
 
-def _with_beside(prefilled: Prefilled, observers: Tail | Recorded, importance: Importance) -> Importance:
-    """What the observers saw, put together with what the prompt rows `beside` them saw."""
-    if observers.beside is None:
-        return importance
-    pairs = zip(importance, prefilled.seen[observers.beside], strict=True)
-    return [combined(observers, mine, theirs, prefilled.length) for mine, theirs in pairs]
-
-
-def combined(observers: Tail | Recorded, mine: Tensor, theirs: Tensor, length: int) -> Tensor:
-    """One importance [B, H, N] from the observers' own and that of the prompt rows beside them."""
-    assert observers.beside is not None and observers.over == observers.beside.over, "one reduction over all"
-    if observers.over == "max":
-        return torch.maximum(mine, theirs)
-    beside = min(observers.beside.last or length, length)
-    counted = mine.new_full((mine.shape[0],), observers.rows)
+def combined(
+    observers: Tail | Recorded, extra_rows: PromptRows, own: Tensor, extra: Tensor, length: int
+) -> Tensor:
+    """One importance [B, H, N] of two: the larger, or the mean weighted by the number of observers."""
+    assert observers.reduction == extra_rows.reduction, "one reduction over all observers"
+    if observers.reduction == "max":
+        return torch.maximum(own, extra)
+    rows = min(extra_rows.last or length, length)
+    counted = own.new_full((own.shape[0],), observers.rows)
     if observers.valid is not None:
         counted = observers.valid.sum(1)
-    share = (counted / (counted + beside))[:, None, None]
-    return share * mine + (1 - share) * theirs
+    share = (counted / (counted + rows))[:, None, None]
+    return share * own + (1 - share) * extra
+
+
+def require_rows(recorded: Sequence[PromptRows], wanted: Sequence[PromptRows], method: str) -> None:
+    """Raises ValueError where the prefill did not record what a method's observers need."""
+    if missing := [row for row in wanted if row not in recorded]:
+        raise ValueError(
+            f"{method} needs {missing} recorded during the prefill, which recorded {list(recorded)}; "
+            "give prefill the rows of every method that follows (Method.rows)"
+        )

@@ -1,10 +1,9 @@
-"""A prompt that was read: its cache, its last hidden states, its answers."""
+"""A prompt that was read: its cache, and the first token of its answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from transformers.cache_utils import Cache
 from lkv.cache.evictable import entries, full_layers
 from lkv.errors import UserError
 from lkv.eviction.sampling import drawn
-from lkv.interface import Importance, PromptRows
+from lkv.interface import GREEDY, Answering, Importance, PromptRows
 from lkv.model.forward import logits
 from lkv.model.rope import context
 from lkv.model.support import require_drawable
@@ -24,9 +23,9 @@ from lkv.model.support import require_drawable
 class Prefilled:
     """A prompt after its prefill: ids [B, N], the full cache, each row's first answer token, int64 [B].
 
-    `seen` holds the importance that the prefill pass itself recorded. `answer_tokens` is how long the model's
-    own answer may get (the oracle's observers), `seed` feeds what draws at random: methods, and answers at a
-    `temperature` above 0. `banned` tokens cannot come first in an answer. `question` [B, n] is fed between
+    `recorded` holds the importance that prompt rows gave as the prefill went, `scores` the candidates' scores
+    [B, K, N'] a layer where one method's observers were part of the pass. `answering` says how answers are
+    made, `answers` the model's own from the full cache where they are known. `question` [B, n] is fed between
     this prompt and its answer, and is no part of what is evicted.
 
     After `extend` the cache stores fewer entries than the prompt has tokens; importance is over the stored.
@@ -36,14 +35,11 @@ class Prefilled:
     ids: Tensor
     cache: Cache
     first: Tensor
-    seen: dict[PromptRows, Importance]
-    stop: frozenset[int] = frozenset()
-    answer_tokens: int = 32
-    seed: int = 0
-    banned: frozenset[int] = frozenset()
-    temperature: float = 0.0
+    recorded: dict[PromptRows, Importance]
+    answering: Answering = GREEDY
     question: Tensor | None = None
-    _answers: list[list[int]] | None = field(default=None, repr=False)
+    answers: list[list[int]] | None = None
+    scores: Sequence[Tensor] | None = None
 
     @property
     def length(self) -> int:
@@ -62,55 +58,31 @@ class Prefilled:
         """Entries that a layer holds."""
         return entries(self.cache, layer)[0].shape[2]
 
-    @property
-    def answers(self) -> list[list[int]]:
-        """The model's own answers from the full cache, without their stop token."""
-        if self._answers is None:
-            from lkv.eviction.compact import compact
-            from lkv.eviction.decode import decode
-            from lkv.eviction.extend import extend
 
-            asked = self if self.question is None else extend(self, None, self.question)
-            self._answers = decode(self.model, compact(asked, None), self.answer_tokens, self.stop).tokens
-        return self._answers
-
-    @answers.setter
-    def answers(self, known: list[list[int]]) -> None:
-        self._answers = known
-
-
-def check_room(model: PreTrainedModel, length: int, settings: dict[str, Any]) -> None:
+def check_room(model: PreTrainedModel, length: int, answering: Answering) -> None:
+    """Raises UserError where the prompt and its answer are longer than the model's context."""
     limit = context(model.config)
-    answer = settings.get("answer_tokens", Prefilled.answer_tokens)
-    if limit is not None and length + answer > limit:
+    if limit is not None and length + answering.max_tokens > limit:
         raise UserError(
-            f"the prompt has {length} tokens and its answer up to {answer}, {model.config.model_type}'s "
-            f"context is {limit}; shorten the prompt or the answer, or use a model with a longer context"
+            f"the prompt has {length} tokens and its answer up to {answering.max_tokens}, "
+            f"{model.config.model_type}'s context is {limit}; shorten the prompt or the answer, "
+            "or use a model with a longer context"
         )
 
 
 def first_tokens(
-    model: PreTrainedModel,
-    last: Tensor,
-    positions: Tensor,
-    seeds: Sequence[int],
-    banned: frozenset[int] = frozenset(),
-    temperature: float = 0.0,
+    model: PreTrainedModel, last: Tensor, positions: Tensor, answering: Answering, seeds: Sequence[int] = ()
 ) -> Tensor:
-    """First token of each row, int64 [B], from the final states [B, hidden] of its last token."""
+    """First token of each row, int64 [B], from the final states [B, hidden] of its last token.
+
+    `seeds`, one a row, count before those of `answering`.
+    """
     scored = logits(model, last)
-    if banned:
-        scored = scored.index_fill(-1, torch.tensor(sorted(banned), device=scored.device), float("-inf"))
-    if temperature == 0:  # without the seeds' copy to the device, which a capture does not allow
+    if answering.banned:
+        banned = torch.tensor(sorted(answering.banned), device=scored.device)
+        scored = scored.index_fill(-1, banned, float("-inf"))
+    if answering.temperature == 0:  # without the seeds' copy to the device, which a capture does not allow
         return scored.argmax(-1)
     require_drawable(model)
-    return drawn(scored, temperature, torch.tensor(seeds, device=scored.device), positions)
-
-
-def drawing_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in ("banned", "temperature") if key in settings}
-
-
-def row_seeds(seed: int, rows: int) -> list[int]:
-    """Of the rows of a batch, each its own."""
-    return [seed + b for b in range(rows)]
+    own = seeds or [answering.seed + b for b in range(len(last))]
+    return drawn(scored, answering.temperature, torch.tensor(own, device=scored.device), positions)

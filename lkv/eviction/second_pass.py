@@ -24,10 +24,10 @@ from lkv.cache.rows import RowsCache
 from lkv.cache.sizes import tensor_bytes
 from lkv.eviction import importance as maths
 from lkv.eviction.decoder import pool
-from lkv.eviction.importance import Sight
+from lkv.eviction.importance import ObserverInputs
 from lkv.eviction.observation import embedded
 from lkv.eviction.prefilled import Prefilled
-from lkv.interface import Adapter, Importance, Tail
+from lkv.interface import Adapter, Attended, Importance, Tail
 from lkv.model.architecture import capturable
 from lkv.model.attention import Pass
 from lkv.model.cuda_graph import capture
@@ -57,35 +57,35 @@ def learned(tail: Tail) -> bool:
     return tail.adapter is not None and tail.tokens.is_floating_point() and tail.valid is None
 
 
-def instead(model: PreTrainedModel, observers: object, batch: int, tokens: int) -> bool:
-    """Whether a prompt is better read plainly and then looked at than with these observers in its prefill."""
+def prefers(model: PreTrainedModel, observers: object, batch: int, tokens: int) -> bool:
+    """Whether a separate observer pass is faster than appending these observers to the prefill."""
     return isinstance(observers, Tail) and learned(observers) and launch_bound(model, batch, tokens)
 
 
-def looks_again(prefilled: Prefilled, tail: Tail) -> bool:
-    """Whether `look` here takes a tail: its layers must also hold equally many entries."""
+def can_observe(prefilled: Prefilled, tail: Tail) -> bool:
+    """Whether the captured pass applies: learned tail, launch-bound model, equal cache length everywhere."""
     if not learned(tail) or not launch_bound(prefilled.model, len(prefilled.ids), prefilled.stored(0)):
         return False
     return len({prefilled.stored(layer) for layer in range(len(prefilled.cache.layers))}) == 1
 
 
-def look(prefilled: Prefilled, tail: Tail) -> Importance:
-    """As lkv.eviction.pipeline.look, for a learned tail after one prompt: importance [1, H, N] a layer."""
+def observe_tail(prefilled: Prefilled, tail: Tail) -> Importance:
+    """As prefill.observe_tail, for a learned tail after one prompt: importance [1, H, N] a layer."""
     loaded = _loaded(prefilled, tail)
     return list(loaded.run()[..., : prefilled.stored(0)].clone())  # the next run writes over what it returns
 
 
 def errors(prefilled: Prefilled, tail: Tail, layers: Collection[int]) -> list[float]:
-    """As lkv.eviction.single_pass.score_errors, of the importance in a second pass."""
+    """As single_pass.score_errors, of the importance in a second pass."""
     loaded, found = _loaded(prefilled, tail), list[float]()
 
-    def compare(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
-        if layer not in layers:
+    def compare(attended: Attended) -> None:
+        if attended.layer not in layers:
             return
-        sight = loaded.sight(layer, query, key, scaling, lse)
+        inputs = loaded.inputs(attended)
         ours, alone, truth = (
             maths.importance(given, exact)[..., : prefilled.stored(0)]
-            for given, exact in ((sight, False), (sight._replace(lse=None), False), (sight, True))
+            for given, exact in ((inputs, False), (inputs._replace(lse=None), False), (inputs, True))
         )
         found.extend(float((mine - truth).norm() / truth.norm()) for mine in (ours, alone))
 
@@ -99,7 +99,7 @@ def _loaded(prefilled: Prefilled, tail: Tail) -> SecondPass:
     model, adapter = prefilled.model, tail.adapter
     assert adapter is not None
     width = max(LEAST_WIDTH, 1 << (prefilled.stored(0) - 1).bit_length())
-    passes, key = pool(model).tails.setdefault(adapter, {}), (tail.rows, tail.over, width)
+    passes, key = pool(model).second_passes.setdefault(adapter, {}), (tail.rows, tail.reduction, width)
     found = passes.get(key)
     if found is None:
         found = passes[key] = SecondPass(model, tail, prefilled.cache, width)
@@ -111,7 +111,9 @@ def _loaded(prefilled: Prefilled, tail: Tail) -> SecondPass:
 
 def held_bytes(model: PreTrainedModel) -> int:
     """Size of the storage that second passes of a model read."""
-    return tensor_bytes(found.storage for passes in pool(model).tails.values() for found in passes.values())
+    return tensor_bytes(
+        found.storage for passes in pool(model).second_passes.values() for found in passes.values()
+    )
 
 
 class SecondPass:
@@ -123,7 +125,7 @@ class SecondPass:
         assert tail.adapter is not None
         # Kept by model and adapter: with these in it, neither would ever be freed.
         self._model, self._adapter = ref(model), ref(tail.adapter)
-        self.width, self.over, layers = width, tail.over, len(like.layers)
+        self.width, self.reduction, layers = width, tail.reduction, len(like.layers)
         keys, device = entries(like, 0)[0], model.device
         # [2, L, K, M, D]: keys and values, the tail's own right behind the prompt's
         self.storage = keys.new_zeros(2, layers, keys.shape[1], width + tail.rows, keys.shape[3])
@@ -161,8 +163,8 @@ class SecondPass:
     def _run(self) -> Tensor:
         seen: list[Tensor] = []
 
-        def record(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
-            seen.append(maths.importance(self.sight(layer, query, key, scaling, lse)))
+        def record(attended: Attended) -> None:
+            seen.append(maths.importance(self.inputs(attended)))
 
         self.feed(Pass(observe=record, rows=self.cache))
         return torch.stack(seen)
@@ -174,13 +176,21 @@ class SecondPass:
         assert model is not None and adapter is not None
         states(model, self.hidden.clone(), self.position, self.cache, carried, _AsOne(adapter))
 
-    def sight(self, layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> Sight:
-        """What the rows see, from what attends in a layer: query [rows, H, 1, D], key [rows, K, M, D] shared.
+    def inputs(self, attended: Attended) -> ObserverInputs:
+        """The rows as observers, from a layer's query [rows, H, 1, D] and its shared key [rows, K, M, D].
 
         Row i sees the prompt's keys and the tail's up to its own, and no earlier prompt's behind them.
         """
-        first = self.cache.slots[layer, :1]
-        return Sight(query.transpose(0, 2), key[:1], scaling, self.width, first, self.over, lse=lse)
+        offset = self.cache.slots[attended.layer, :1]
+        return ObserverInputs(
+            attended.query.transpose(0, 2),
+            attended.key[:1],
+            attended.scaling,
+            self.width,
+            causal_offset=offset,
+            reduction=self.reduction,
+            lse=attended.lse,
+        )
 
 
 @dataclass(frozen=True)

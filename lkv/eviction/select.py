@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import overload
 
 import torch
@@ -17,10 +18,27 @@ from lkv.interface import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Kept(Sequence[Tensor]):
-    """The kept entries: int64 [B, K, C_l] a layer, ascending; views of one [L, B, K, C], padded behind."""
+    """The kept entries, int64 [L, B, K, C] ascending, padded behind, and how many of them count, [L, B, K].
+
+    `head_counts` lies on the CPU. What gathers entries today needs the same count in all KV heads of a layer;
+    `kept[layer]` is then int64 [B, K, C_l].
+    """
 
     indices: Tensor
-    counts: list[int]
+    head_counts: Tensor
+
+    @classmethod
+    def of_layers(cls, indices: Tensor, counts: Sequence[int]) -> Kept:
+        """Every KV head of layer l keeps counts[l] entries."""
+        return cls(indices, torch.tensor(counts)[:, None, None].expand(indices.shape[:3]))
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Entries a layer keeps in each KV head; ValueError where heads keep unequal numbers."""
+        widest = self.head_counts.amax((1, 2))
+        if not bool((self.head_counts == widest[:, None, None]).all()):
+            raise ValueError("the KV heads of a layer keep unequal numbers of entries")
+        return [int(count) for count in widest]
 
     @overload
     def __getitem__(self, layer: int) -> Tensor: ...
@@ -32,7 +50,7 @@ class Kept(Sequence[Tensor]):
         return self.indices[layer, ..., : self.counts[layer]]
 
     def __len__(self) -> int:
-        return len(self.counts)
+        return len(self.indices)
 
     @property
     def uniform(self) -> bool:
@@ -42,10 +60,24 @@ class Kept(Sequence[Tensor]):
 
 def select(importance: Sequence[Tensor], recipe: Recipe, budget: int, kv_heads: int) -> Kept | None:
     """The kept entries of importance [B, H, N] a layer; None when the whole prompt fits."""
-    stored = [layer.shape[-1] for layer in importance]  # unequal only where layers were evicted before
-    if budget >= max(stored):
-        return None
-    return choose(candidates(importance, recipe, kv_heads), recipe, budget, stored)
+    return select_budgets([importance], recipe, [budget], kv_heads)[0]
+
+
+def select_budgets(
+    importances: Sequence[Sequence[Tensor]], recipe: Recipe, budgets: Sequence[int], kv_heads: int
+) -> list[Kept | None]:
+    """As `select`, for several budgets: candidates of one importance object are scored once."""
+    scored: dict[int, Sequence[Tensor]] = {}
+    chosen: list[Kept | None] = []
+    for importance, budget in zip(importances, budgets, strict=True):
+        stored = [layer.shape[-1] for layer in importance]  # unequal only where layers were evicted before
+        if budget >= max(stored):
+            chosen.append(None)
+            continue
+        if id(importance) not in scored:
+            scored[id(importance)] = candidates(importance, recipe, kv_heads)
+        chosen.append(choose(scored[id(importance)], recipe, budget, stored))
+    return chosen
 
 
 PLAIN = Recipe(pool=None)  # the group's mean, nothing pooled or forced: what recall compares
@@ -110,11 +142,11 @@ def keep_layers(scores: Sequence[Tensor], recipe: Recipe, counts: Sequence[int])
         each = stacked.shape[1] * stacked.shape[2]
         free = free.repeat_interleave(each).to(stacked.device, non_blocking=True)
         flat = topk.keep(stacked.flatten(0, 2), free, recipe.sinks, recipe.window, max(counts))
-        return Kept(flat.view(*stacked.shape[:3], -1), list(counts))
+        return Kept.of_layers(flat.view(*stacked.shape[:3], -1), counts)
     entries = [layer.shape[-1] + recipe.sinks + recipe.window for layer in scores]
     kept = [keep(layer, recipe, c, n) for layer, c, n in zip(scores, counts, entries, strict=True)]
     padded = [F.pad(index, (0, max(counts) - index.shape[-1])) for index in kept]
-    return Kept(torch.stack(padded), list(counts))
+    return Kept.of_layers(torch.stack(padded), counts)
 
 
 def keep(scores: Tensor, recipe: Recipe, budget: int, prompt: int) -> Tensor:

@@ -20,7 +20,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.cache_utils import Cache
 
-from lkv import __version__
 from lkv.cache.evictable import entries, full_layers, prompt_cache
 from lkv.errors import UserError, one_of
 from lkv.eviction.hooks import evicting
@@ -34,6 +33,7 @@ from lkv.model.support import require_evictable
 from lkv.registry import FULL, METHODS, SELF, check_given, get
 from lkv.results.paths import CARD, MODEL_CARD
 from lkv.study.budgets import check_budgets
+from lkv.version import __version__
 
 # What HFLM offers and eviction cannot honour: it needs the plain model, whole, on one device.
 OWN_LOADERS = ("peft", "delta", "autogptq", "gptqmodel", "subfolder")

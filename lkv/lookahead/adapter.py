@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
     from lkv.eviction.generate import Generation
 from lkv.lookahead.arm import ALPHA, RANK, TOKENS
 from lkv.lookahead.base_model import adapted_linears, describe, embedding_table, probed
-
-RECIPE = Recipe(pool="max", kernel=7, group="mean", order="group_pool")
+from lkv.lookahead.method import METHOD
 
 
 class LookaheadKV(nn.Module):
@@ -169,9 +169,9 @@ class LookaheadKV(nn.Module):
 
         return add
 
-    def tail(self, batch: int = 1, beside: PromptRows | None = None) -> Tail:
+    def tail(self, batch: int = 1) -> Tail:
         """The observers: the learned tokens after each of `batch` prompts, the LoRA active on them."""
-        return Tail(self.tokens.expand(batch, -1, -1), adapter=self, beside=beside)
+        return Tail(self.tokens.expand(batch, -1, -1), adapter=self)
 
     @property
     def identity(self) -> str:
@@ -185,16 +185,19 @@ class LookaheadKV(nn.Module):
         return digest.hexdigest() + scale
 
     def method(
-        self, recipe: Recipe | None = None, beside: PromptRows | None = None, name: str = "lookaheadkv"
+        self, recipe: Recipe | None = None, extra_rows: PromptRows | None = None, name: str = METHOD.name
     ) -> Method:
-        """LookaheadKV as a method of the registry; for ablations a recipe, and prompt rows that look too."""
-        return Method(
-            name,
-            recipe or RECIPE,
-            lambda prompt, budgets: [self.tail(prompt.ids.shape[0], beside)] * len(budgets),
-            reads=() if beside is None else (beside,),
+        """LookaheadKV as a method; for ablations with another recipe, and prompt rows that observe too."""
+        return replace(
+            METHOD,
+            name=name,
+            recipe=recipe or METHOD.recipe,
+            observers=lambda prompt, budgets: [self.tail(prompt.ids.shape[0])] * len(budgets),
+            extra_rows=extra_rows,
             identity=self.identity,
-            ahead=lambda model, ids, settings: self.tail(ids.shape[0], beside),
+            tail_before_prefill=lambda model, ids, answering: self.tail(ids.shape[0]),
+            needs=None,
+            build=None,
         )
 
     def generate(

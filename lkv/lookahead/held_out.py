@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lkv.eviction.importance import kl_divergence, top_recall
-from lkv.eviction.prefill import look
+from lkv.eviction.prefill import observe_tail
 from lkv.eviction.select import PLAIN, candidates
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.lookahead.batches import in_batches, largest_batch, lengths_of
@@ -34,7 +34,7 @@ def held_out(loaded: Loaded, adapter: LookaheadKV, prompts: Sequence[dict[str, A
     lengths, kl, recall = lengths_of(prompts), 0.0, 0.0
     for part in in_batches(range(len(prompts)), lengths, batch, largest_batch(loaded)):
         prepared = prepare(loaded, [prompts[i] for i in part])
-        prediction = look(prepared.prefilled, adapter.tail(len(part)))
+        prediction = observe_tail(prepared.prefilled, adapter.tail(len(part)))
         budget = min(RECALL_BUDGET, lengths[part[0]] // 4)
         heads = prepared.prefilled.kv_heads
         tops = [

@@ -18,7 +18,7 @@ from torch import Tensor
 from lkv.cache.sizes import stored_bytes
 from lkv.eviction.answer import answer_tail
 from lkv.eviction.importance import kl_divergence
-from lkv.eviction.prefill import look, prefill
+from lkv.eviction.prefill import observe_tail, prefill
 from lkv.eviction.prefilled import Prefilled
 from lkv.interface import Importance, Tail
 from lkv.lookahead.adapter import LookaheadKV
@@ -53,7 +53,7 @@ def prepare(loaded: Loaded, prompts: Sequence[dict[str, Any]]) -> Batch:
     prefilled, _ = prefill(loaded.model, ids)
     prefilled.answers = [prompt["response"] for prompt in prompts]
     with torch.no_grad():
-        return Batch(prefilled, look(prefilled, answer_tail(prefilled)))
+        return Batch(prefilled, observe_tail(prefilled, answer_tail(prefilled)))
 
 
 def batch_loss(adapter: LookaheadKV, batch: Batch, by: str = "kl") -> Loss:
@@ -62,7 +62,7 @@ def batch_loss(adapter: LookaheadKV, batch: Batch, by: str = "kl") -> Loss:
     `by` "mse" minimises the squared difference, summed over a prompt's keys: their mean, which Judge Q takes,
     is smaller by a factor N, and with it the gradient, which Adam divides out, but for its epsilon.
     """
-    prediction = look(batch.prefilled, adapter.tail(batch.prefilled.ids.shape[0]))
+    prediction = observe_tail(batch.prefilled, adapter.tail(batch.prefilled.ids.shape[0]))
     pairs = list(zip(batch.target, prediction, strict=True))
     if by == "kl":
         kl = torch.stack([kl_divergence(t, p).mean() for t, p in pairs]).mean()
@@ -127,7 +127,7 @@ class _CapturedShape:
     def _run(self) -> Tensor:
         with torch.no_grad():
             prefilled, _ = prefill(self.model, self.ids)
-            target = look(prefilled, Tail(self.answers, valid=self.valid))
+            target = observe_tail(prefilled, Tail(self.answers, valid=self.valid))
         loss, kl = batch_loss(self.adapter, Batch(prefilled, target), self.by)
         (loss * self.weight).backward()
         return kl * self.weight

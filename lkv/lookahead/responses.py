@@ -22,6 +22,7 @@ from lkv.eviction.compact import compact
 from lkv.eviction.decode import decode_all
 from lkv.eviction.prefill import prefill, prefill_many, prompts_at_once
 from lkv.eviction.prefilled import Prefilled
+from lkv.interface import Answering
 from lkv.model.device import memory
 from lkv.model.load import Loaded
 
@@ -142,14 +143,15 @@ def respond(
 
 def _prefilled(loaded: Loaded, part: Sequence[dict[str, Any]], tokens: int) -> Iterator[Prefilled]:
     """On CUDA neighbours in length together, padded; elsewhere those of one length."""
+    answering = Answering(max_tokens=tokens)
     while part:
         most = prompts_at_once(loaded.model, max(prompt["length"] for prompt in part))
         if most > 1:
             now = [prompt["ids"] for prompt in part[:most]]
-            yield from prefill_many(loaded.model, now, answer_tokens=tokens)
+            yield from prefill_many(loaded.model, now, answering=answering)
         else:
             length = part[0]["length"]
             now = [prompt["ids"] for prompt in part if prompt["length"] == length]  # sorted by length
             ids = torch.tensor(now, device=loaded.model.device)
-            yield prefill(loaded.model, ids, answer_tokens=tokens)[0]
+            yield prefill(loaded.model, ids, answering=answering)[0]
         part = part[len(now) :]

@@ -14,10 +14,10 @@ from lkv.eviction.answer import answer_tail
 from lkv.eviction.compact import compact
 from lkv.eviction.extend import extend
 from lkv.eviction.importance import top_recall
-from lkv.eviction.observe import observe
-from lkv.eviction.prefill import look
-from lkv.eviction.select import PLAIN, Kept, candidates, choose
-from lkv.interface import Importance, Method
+from lkv.eviction.pipeline import select_entries
+from lkv.eviction.prefill import observe_tail
+from lkv.eviction.select import PLAIN, Kept, select_budgets
+from lkv.interface import Method
 from lkv.measure.conditions import Cell, Choice
 from lkv.measure.samples import PendingSample
 from lkv.registry import FULL
@@ -62,13 +62,13 @@ def choose_all(
 
 
 def oracle_choices(sample: PendingSample, budgets: Sequence[int]) -> dict[int, Kept | None]:
-    """The entries that the full cache's own answer looks at most, a budget."""
+    """The entries that the full cache's own answer attends to most, by budget."""
     asked = sample.asked
     assert asked is not None and sample.answer is not None
     asked.answers = [sample.answer]
-    stored = [asked.length] * len(asked.full_layers)
-    target = candidates(look(asked, answer_tail(asked)), PLAIN, asked.kv_heads)
-    return {budget: choose(target, PLAIN, budget, stored) for budget in budgets}
+    target = observe_tail(asked, answer_tail(asked))
+    best = select_budgets([target] * len(budgets), PLAIN, budgets, asked.kv_heads)
+    return dict(zip(budgets, best, strict=True))
 
 
 def choose_for(sample: PendingSample, method: Method, budgets: Sequence[int]) -> list[Choice]:
@@ -77,18 +77,12 @@ def choose_for(sample: PendingSample, method: Method, budgets: Sequence[int]) ->
     new = [b for b in budgets if method.knows_answer or (method.name, b) not in context.choices]
     view = sample.asked if method.knows_answer else context.prefilled
     assert view is not None
-    scored: dict[int, tuple[Importance, Sequence[Tensor], Sequence[Tensor]]] = {}
-    for budget, seen in zip(new, observe(view, method, new) if new else [], strict=True):
-        if id(seen) not in scored:  # equal observers have looked once
-            scores = candidates(seen, method.recipe, view.kv_heads)
-            scored[id(seen)] = seen, scores, candidates(seen, PLAIN, view.kv_heads)
-        _, scores, plain = scored[id(seen)]
-        stored = [layer.shape[-1] for layer in seen]
-        kept = choose(scores, method.recipe, budget, stored)
-        raw = choose(plain, PLAIN, budget, stored)
-        context.choices[method.name, budget] = Choice(
-            kept, raw, kept_bytes(view.cache, kept.counts if kept else None)
-        )
+    selections = select_entries(view, method, new) if new else []
+    importances = [selection.importance or [] for selection in selections]
+    raws = select_budgets(importances, PLAIN, new, view.kv_heads)
+    for budget, (kept, _), raw in zip(new, selections, raws, strict=True):
+        size = kept_bytes(view.cache, kept.counts if kept else None)
+        context.choices[method.name, budget] = Choice(kept, raw, size)
     return [context.choices[method.name, budget] for budget in budgets]
 
 

@@ -115,6 +115,6 @@ def _cells(
                 group.append(method)
         cells += [(group, "whole", list(budgets)) for group in groups]
     if "layerwise" in ways:
-        rides = [m for m in evicting if isinstance(m.observers, PromptRows) or m.ahead is not None]
+        rides = [m for m in evicting if isinstance(m.observers, PromptRows) or m.tail_before_prefill]
         cells += [([method], "layerwise", [budget]) for method in rides for budget in budgets]
     return cells

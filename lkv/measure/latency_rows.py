@@ -13,12 +13,11 @@ from torch import Tensor
 from lkv.cache.sizes import entry_bytes
 from lkv.eviction.decode import decode
 from lkv.eviction.decoder import forget
-from lkv.eviction.observation import rides_along
-from lkv.eviction.pipeline import evicted
-from lkv.eviction.single_pass import prefill_scored
+from lkv.eviction.observation import allows_single_pass
+from lkv.eviction.pipeline import evict_to
+from lkv.eviction.single_pass import prefill_for
 from lkv.interface import Method
 from lkv.measure.stopwatch import Stopwatch
-from lkv.measure.theory import overhead_s
 from lkv.measure.timing import DECODE_STEPS, NEW_TOKENS, Run
 from lkv.model import device
 from lkv.model.flops import row_share
@@ -40,9 +39,9 @@ def batch_row(
     loaded = timing.loaded
     forget(loaded.model)
     try:
-        prefilled, scores = prefill_scored(loaded.model, prompt, method)
-        [row] = evicted(prefilled, scores, method, budget)
-        del prefilled, scores
+        prefilled = prefill_for(loaded.model, prompt, method)
+        [row] = evict_to(prefilled, method, budget)
+        del prefilled
         batch = 1 << (min(most, MOST_ROWS).bit_length() - 1)
         steps = Stopwatch(loaded.model.device)
         decode(loaded.model, [row] * batch, DECODE_STEPS + 1, clock=steps)
@@ -71,7 +70,7 @@ class Timing:
         self, method: Method | None, way: str, budget: int, length: int, runs: Sequence[Run]
     ) -> dict[str, Any]:
         named = [implementation(self.loaded.model)]
-        if method is not None and method.ahead is not None and rides_along(self.loaded.model):
+        if method is not None and method.tail_before_prefill and allows_single_pass(self.loaded.model):
             named.append("single pass" if not runs or runs[0].ridden else "second pass")
         if way == "layerwise":
             named.append("layer by layer")
@@ -119,7 +118,7 @@ class Timing:
         overhead = float(np.median(np.sum([ms[phase] for phase in ADDED], 0)))
         theory = None
         if method is not None and self.loaded.model.device.type == "cuda":
-            theory = overhead_s(method.name, self.shape, length, budget, self.draft)
+            theory = method.theory and method.theory(self.shape, length, budget, self.draft)
         rows[-1] |= {
             "overhead_ms": overhead,
             "overhead_pct": 100 * overhead / float(np.median(base)),

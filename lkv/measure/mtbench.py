@@ -21,17 +21,17 @@ from lkv.cache.evictable import full_layers
 from lkv.cache.rows import Row
 from lkv.cache.sizes import kept_bytes
 from lkv.errors import UserError
+from lkv.eviction.answer import full_cache_answers
 from lkv.eviction.compact import compact
 from lkv.eviction.decode import decode_all
 from lkv.eviction.extend import extend
-from lkv.eviction.observe import observe
-from lkv.eviction.pipeline import check_budgets
+from lkv.eviction.pipeline import check_budgets, select_entries
 from lkv.eviction.prefill import prefill
 from lkv.eviction.prefilled import Prefilled
-from lkv.eviction.select import Kept, select
+from lkv.eviction.select import Kept
 from lkv.files.json_files import fingerprint
 from lkv.files.sums import write_summed
-from lkv.interface import Method
+from lkv.interface import Answering, Method
 from lkv.measure.samples import ROWS_AT_ONCE
 from lkv.model.chat_template import chat_ids
 from lkv.model.load import Loaded
@@ -140,14 +140,9 @@ def _run(
     asked = [(method, [b for name, b in missing if name == method.name]) for method in methods]
     asked = [(method, budgets) for method, budgets in asked if budgets]
     watched = dict.fromkeys(row for method, _ in asked for row in method.rows)
-    prefilled, _ = prefill(
-        model,
-        torch.tensor([ids.first], device=model.device),
-        list(watched),
-        stop=loaded.stop,
-        answer_tokens=max_new_tokens,
-        seed=seed,
-    )
+    prompt = torch.tensor([ids.first], device=model.device)
+    answering = Answering(loaded.stop, max_new_tokens, seed)
+    prefilled, _ = prefill(model, prompt, list(watched), answering=answering)
     if full is not None:
         prefilled.answers = [full["tokens"][0]]
 
@@ -156,22 +151,22 @@ def _run(
 
     once: list[tuple[Method, int, Kept | None]] = []
     for method, budgets in asked:
-        for budget, importance in zip(budgets, observe(prefilled, method, budgets), strict=True):
-            once.append((method, budget, select(importance, method.recipe, budget, prefilled.kv_heads)))
+        for budget, selection in zip(budgets, select_entries(prefilled, method, budgets), strict=True):
+            once.append((method, budget, selection.kept))
     first = decoded([row for *_, kept in once for row in compact(prefilled, kept)])
 
     found: dict[Cell, dict[str, Any]] = {}
     rows: list[Row] = []
     for (method, budget, kept), answer in zip(once, first, strict=True):
         whole = extend(prefilled, kept, _after(answer, ids, model.device), method.rows)
-        [importance] = observe(whole, method, [budget])
-        again = select(importance, method.recipe, budget, whole.kv_heads)
+        [(again, _)] = select_entries(whole, method, [budget])
         rows += compact(whole, again)
         found[method.name, budget] = _sizes([(prefilled, kept), (whole, again)])
     second = decoded(rows)
     if (FULL, 0) in missing:
-        whole = extend(prefilled, None, _after(prefilled.answers[0], ids, model.device))
-        first, second = [*first, prefilled.answers[0]], [*second, whole.answers[0]]
+        [own] = full_cache_answers(prefilled)
+        whole = extend(prefilled, None, _after(own, ids, model.device))
+        first, second = [*first, own], [*second, full_cache_answers(whole)[0]]
         found[FULL, 0] = _sizes([(prefilled, None), (whole, None)])
     for (name, budget), *tokens in zip(found, first, second, strict=True):
         texts = loaded.tokenizer.batch_decode(tokens, skip_special_tokens=True)

@@ -13,7 +13,7 @@ from lkv.eviction.compact import compact
 from lkv.eviction.decode import Done, decode_all
 from lkv.eviction.extend import extend
 from lkv.eviction.prefill import prefill, prefill_many, prompts_at_once
-from lkv.interface import Method, PromptRows
+from lkv.interface import Answering, Method, PromptRows
 from lkv.measure.choices import choose_all
 from lkv.measure.conditions import Cell
 from lkv.measure.samples import ROWS_AT_ONCE, PendingSample, stop_tokens
@@ -89,20 +89,21 @@ def read_contexts(
     def read() -> None:
         record = together[0].record
         stop = stop_tokens(loaded, record)
-        settings = {
-            "stop": stop,
-            "answer_tokens": record["max_new_tokens"],
-            "banned": stop if record["min_new_tokens"] else frozenset(),
-            "temperature": temperature,
-        }
         contexts = [sample.context for sample in together]
+        answering = Answering(
+            stop,
+            record["max_new_tokens"],
+            contexts[0].seed,
+            banned=stop if record["min_new_tokens"] else frozenset(),
+            temperature=temperature,
+        )
         if len(contexts) == 1:
             ids = torch.tensor([contexts[0].ids], device=loaded.model.device)
-            done = [prefill(loaded.model, ids, list(watched), seed=contexts[0].seed, **settings)[0]]
+            done = [prefill(loaded.model, ids, list(watched), answering=answering)[0]]
         else:
             seeds = [context.seed for context in contexts]
             prompts = [context.ids for context in contexts]
-            done = prefill_many(loaded.model, prompts, list(watched), seeds, **settings)
+            done = prefill_many(loaded.model, prompts, list(watched), answering, seeds)
         for context, prefilled in zip(contexts, done, strict=True):
             context.prefilled = prefilled
         together.clear()
@@ -129,7 +130,7 @@ def read_question(loaded: Loaded, sample: PendingSample) -> None:
     if sample.question:
         after = torch.tensor([sample.question], device=loaded.model.device)
         sample.whole = extend(context, None, after)
-        sample.asked = replace(context, question=after, first=sample.whole.first)
+        sample.asked = replace(context, question=after, first=sample.whole.first, answers=None)
 
 
 def decode_samples(

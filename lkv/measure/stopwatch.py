@@ -86,14 +86,15 @@ class _Timed:
 
 
 def timed(method: Method | None, clock: Clock, ridden: list[int]) -> Method | None:
-    """The method; where its tail rides along, the rows are noted and the adapter's products are a phase."""
-    if method is None or method.ahead is None:
+    """The method; rows of a tail in the prefill are noted, and the adapter's products are a phase."""
+    if method is None or method.tail_before_prefill is None:
         return method
-    ahead: Callable[..., Tail] = method.ahead
+    known_before: Callable[..., Tail] = method.tail_before_prefill
 
     def with_clock(*given: Any) -> Tail:
-        tail = ahead(*given)
+        tail = known_before(*given)
         ridden.append(tail.rows)
         return tail if tail.adapter is None else replace(tail, adapter=_Timed(tail.adapter, clock))
 
-    return replace(method, ahead=with_clock)
+    identity = method.identity or method.name
+    return replace(method, tail_before_prefill=with_clock, identity=identity)

@@ -17,8 +17,8 @@ from lkv.eviction import second_pass as second
 from lkv.eviction.decode import decode
 from lkv.eviction.decoder import forget, held_bytes
 from lkv.eviction.layerwise import prefill_layerwise
-from lkv.eviction.pipeline import evicted
-from lkv.eviction.single_pass import prefill_scored, score_errors
+from lkv.eviction.pipeline import evict_to
+from lkv.eviction.single_pass import prefill_for, score_errors
 from lkv.interface import Method, PromptRows
 from lkv.measure.stopwatch import BOUND, Stopwatch, Times, timed
 from lkv.model.forward import implementation
@@ -68,19 +68,18 @@ def measure(
     rows: list[Row] = []
     if way == "layerwise" and budgets[0] < ids.shape[1]:  # larger ones evict nothing, in whichever way
         [(_, budget)] = cells  # layer by layer, each budget has a prefill of its own
-        prefilled, rows = prefill_layerwise(model, ids, first, budget, watch)
+        prefilled, rows = prefill_layerwise(model, ids, first, budget, clock=watch)
     else:
-        prefilled, scores = prefill_scored(model, ids, first, watch)
-        if scores is None:  # a tail that is known ahead may yet be read in a second pass
+        prefilled = prefill_for(model, ids, first, clock=watch)
+        if prefilled.scores is None:  # a tail that is known ahead may yet be read in a second pass
             ridden.clear()
         for (method, budget), clock in zip(cells, clocks, strict=True):
             # A copy each: the model's own answer, once drafted, would cost the next budget nothing.
-            rows += evicted(replace(prefilled), scores, method, budget, clock)
-        del scores
+            rows += evict_to(replace(prefilled), method, budget, clock)
     shared = watch.totals()
     peak = math.nan
     if cuda:  # what is kept between runs is the method's own only where it looked in a second pass
-        again = first is not None and first.ahead is not None and not ridden
+        again = first is not None and first.tail_before_prefill is not None and not ridden
         kept = held_bytes(model) + (0 if again else second.held_bytes(model))
         peak = torch.cuda.max_memory_allocated() - kept
     del prefilled

@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lkv.errors import UserError
+from lkv.interface import Attended
 
 if TYPE_CHECKING:
     from lkv.cache.rows import RowsCache
@@ -43,12 +44,11 @@ class Unsupported(UserError):
 class Pass:
     """What one forward pass carries to each layer's attention.
 
-    observe(layer, query [B, H, Q, D], key [B, K, M, D], scaling, lse) sees what attends; lse [B, H, Q],
-    float32, is each row's natural log-sum-exp where the attention kernel gave it. finished(layer) runs when
-    the layer has attended. rows: the pass feeds one token to each row of this cache.
+    observe(attended) is called as each layer attends, finished(layer) when it has. rows: the pass feeds one
+    token to each row of this cache.
     """
 
-    observe: Callable[[int, Tensor, Tensor, float, Tensor | None], None] | None = None
+    observe: Callable[[Attended], None] | None = None
     finished: Callable[[int], None] | None = None
     rows: RowsCache | None = None
 
@@ -79,7 +79,7 @@ def attention(
             for watchman in _watchmen:
                 watchman(module, rows)
     elif lkv_pass.observe is not None:
-        lkv_pass.observe(layer, query, key, scale, None)
+        lkv_pass.observe(Attended(layer, query, key, value, scale))
     if lkv_pass is not None and lkv_pass.rows is not None:
         out = _grouped(query, key, value, lkv_pass.rows.visible(layer), scale)
     elif attention_mask is not None:  # sliding layers and padded batches: the model's own mask

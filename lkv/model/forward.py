@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lkv import kernels
+from lkv.interface import Attended
 from lkv.kernels import reference as blocks
 from lkv.model.architecture import LINEARS, ours
 from lkv.model.attention import Pass, attend
@@ -126,7 +127,7 @@ def _loop(
         if carried.rows is not None:
             stored = carried.rows.keys[i], carried.rows.values[i]
             q = ops.rope_into(q, k, v, cos, sin, of_heads, *stored, carried.rows.slots[i])
-            keys, given = stored[0], (q, *stored, carried.rows.slots[i], attn.scaling)
+            (keys, values), given = stored, (q, *stored, carried.rows.slots[i], attn.scaling)
             if blocks.shared(keys):
                 out, lse = ops.attend_shared(*given)
             else:
@@ -136,7 +137,7 @@ def _loop(
             keys, values = cache.update(k, v.transpose(1, 2), i)
             out, lse = attend(q, keys, values, attn.scaling)
         if carried.observe is not None:
-            carried.observe(i, q, keys, attn.scaling, lse)
+            carried.observe(Attended(i, q, keys, values, attn.scaling, lse))
         if carried.finished is not None:
             carried.finished(i)
         [x] = linear(i, out.flatten(2), LINEARS[3])

@@ -9,12 +9,12 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from lkv.cache.evictable import EvictableLayer, full_layers, prompt_cache
 from lkv.errors import UserError
+from lkv.interface import Attended
 from lkv.model.architecture import LINEARS, ours
 from lkv.model.attention import Pass, Unsupported, observable
 from lkv.model.forward import logits
@@ -108,8 +108,8 @@ def _positions_problem(model: PreTrainedModel) -> str:
 def _probed(model: PreTrainedModel) -> str:
     reached: set[int] = set()
 
-    def record(layer: int, query: Tensor, key: Tensor, scaling: float, lse: Tensor | None) -> None:
-        reached.add(layer)
+    def record(attended: Attended) -> None:
+        reached.add(attended.layer)
 
     cache = prompt_cache(model.config)
     embedded = model.get_input_embeddings()(torch.arange(3, device=model.device)[None])

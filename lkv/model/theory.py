@@ -1,4 +1,4 @@
-"""What a method should add to a plain prefill on one H100, by the LookaheadKV paper's model of a device.
+"""What a method's steps should add to a plain prefill on one H100, by the paper's model of a device.
 
 After Davies et al., as the paper (appendix, p. 24) uses it: a step takes as long as its floating-point
 operations at 0.7 of the peak rate, or its memory traffic at 0.9 of the bandwidth, whichever is longer. H100
@@ -6,8 +6,6 @@ SXM, bfloat16.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from lkv.model.flops import prefill_flop, rows_flop
 from lkv.model.shape import NUMBER, Shape
@@ -45,31 +43,3 @@ def decode_s(shape: Shape, stored: int) -> float:
     """One token of one sequence: weights and cache are read once."""
     flop = 2 * shape.parameters + 4 * stored * shape.width * shape.layers
     return seconds(flop, NUMBER * shape.parameters + shape.entry_bytes * stored)
-
-
-def overhead_s(
-    method: str,
-    shape: Shape,
-    length: int,
-    budget: int,
-    draft: Shape | None = None,
-    observers: int = 32,
-    window: int = 32,
-    drafted: int = 32,
-) -> float | None:
-    """Added seconds of a method by name; None for those that the model says nothing of."""
-    looks: Mapping[str, float] = {
-        "streamingllm": 0.0,
-        "snapkv": scores_s(shape, window, length),
-        "pyramidkv": scores_s(shape, window, length),
-        "h2o": scores_s(shape, length, length),
-        "lookaheadkv": rows_s(shape, observers, length) + scores_s(shape, observers, length),
-        "laq": scores_s(shape, window, length)
-        + drafted * decode_s(shape, budget)
-        + scores_s(shape, drafted, length),
-    }
-    if method == "speckv" and draft is not None:
-        written = prefill_s(draft, length) + drafted * decode_s(draft, length)
-        look = written + rows_s(shape, drafted, length) + scores_s(shape, drafted + window, length)
-        return look + compact_s(shape, budget)
-    return looks[method] + compact_s(shape, budget) if method in looks else None

@@ -1,0 +1,3 @@
+"""The version, for packages and provenance."""
+
+__version__ = "0.1.0"
