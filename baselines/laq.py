@@ -21,8 +21,8 @@ from lkv.model.theory import compact_s, decode_s, scores_s
 DRAFT_TOKENS = 32
 
 
-def observers(prompt: Prompt, budgets: Sequence[int]) -> list[Recorded]:
-    return prompt.draft(budgets, DRAFT_TOKENS)
+def observers(prompt: Prompt, budgets: Sequence[int], tokens: int = DRAFT_TOKENS) -> list[Recorded]:
+    return prompt.draft(budgets, tokens)
 
 
 def overhead_s(shape: Shape, length: int, budget: int, draft: Shape | None = None) -> float:

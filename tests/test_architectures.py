@@ -30,7 +30,7 @@ from lkv.eviction.layerwise import prefill_layerwise
 from lkv.eviction.pipeline import evict
 from lkv.eviction.prefill import prefill
 from lkv.eviction.select import Kept, select
-from lkv.interface import Answering, Method, PromptRows, Ranking
+from lkv.interface import Answering, Method, PromptRows, Ranking, StoredLayer
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.measure.accuracy import evaluate
 from lkv.model.attention import observable
@@ -104,8 +104,9 @@ class Truth:
             last = method.observers.last or PROMPT
             return [layer[None, :, PROMPT - last : PROMPT, :PROMPT].mean(2) for layer in self.answered]
         if isinstance(method.observers, Ranking):
-            device = self.ids.device
-            return [method.observers.rank(1, self.heads, PROMPT, i, 0, device) for i in self.layers]
+            empty = torch.zeros(1, self.kv_heads, PROMPT, 1)  # these look at its length alone
+            layers = [StoredLayer(i, empty, empty, self.heads, 0) for i in self.layers]
+            return [method.observers.rank(layer) for layer in layers]
         if method.name == "oracle":
             return [layer[None, :, PROMPT:, :PROMPT].mean(2) for layer in self.answered]
         if method.name == "speckv":
@@ -121,11 +122,11 @@ class Truth:
         if importance is None:
             with observable(self.model):
                 prefilled, _ = prefill(
-                    self.model, self.ids, method.rows, answer_tokens=NEW, stop=frozenset({STOP})
+                    self.model, self.ids, method.rows, answering=Answering(frozenset({STOP}), NEW)
                 )
                 [[row]] = evict(prefilled, method, [BUDGET])
                 kept = [_matched(row.keys[i], entries(prefilled.cache, i)[0][0]) for i in self.layers]
-            return Kept(torch.stack(kept)[:, None], [BUDGET] * len(kept))
+            return Kept.of_layers(torch.stack(kept)[:, None], [BUDGET] * len(kept))
         chosen = select(importance, method.recipe, BUDGET, self.kv_heads)
         assert chosen is not None
         return chosen

@@ -18,8 +18,8 @@ from lkv.eviction import decode as decoding
 from lkv.eviction import decoder
 from lkv.eviction.decode import decode, decode_all
 from lkv.eviction.decoder import rounded_up
-from lkv.eviction.pipeline import evicted
-from lkv.eviction.single_pass import prefill_scored
+from lkv.eviction.pipeline import evict_to
+from lkv.eviction.single_pass import prefill_for
 
 NEW = 24
 
@@ -35,8 +35,8 @@ def rows(model: Any) -> list[Row]:
     method, found = registry.get("snapkv"), []
     for i in range(6):
         ids = torch.randint(0, 250, (1, 90 + 7 * i), generator=torch.Generator().manual_seed(i))
-        prefilled, scores = prefill_scored(model, ids, method)
-        found += evicted(prefilled, scores, method, 40 + 5 * i)
+        prefilled = prefill_for(model, ids, method)
+        found += evict_to(prefilled, method, 40 + 5 * i)
     return found
 
 

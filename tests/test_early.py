@@ -52,13 +52,15 @@ def refused(config: dict[str, Any], *changes: tuple[str, Any], root: Path = ROOT
 
 
 def test_the_registrys_smallest_budgets_are_those_of_the_methods() -> None:
+    smallest = {"streamingllm": 4} | dict.fromkeys(
+        ("h2o", "snapkv", "pyramidkv", "laq", "laqpp", "speckv"), 32
+    )
+    assert {name: smallest_budget(name) for name in METHODS} == dict.fromkeys(METHODS, 1) | smallest
     for name in METHODS:
-        if name != "lookaheadkv":  # whose recipe forces nothing: RECIPE below
-            method = get(name, draft=SELF if name == "speckv" else None)
-            assert smallest_budget(name) == method.smallest_budget, name
-    from lkv.lookahead.adapter import RECIPE
-
-    assert smallest_budget("lookaheadkv") == max(1, RECIPE.window + RECIPE.sinks)
+        if name != "lookaheadkv":
+            assert get(name, draft=SELF if name == "speckv" else None).smallest_budget == smallest_budget(
+                name
+            )
 
 
 LATE = {

@@ -16,18 +16,17 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from lkv import registry
 from lkv.cache.evictable import full_layers, prompt_cache
 from lkv.errors import UserError
-from lkv.eviction.answer import answer_tail
+from lkv.eviction.answer import answer_tail, full_cache_answers
 from lkv.eviction.compact import compact
 from lkv.eviction.decode import decode, decode_all
 from lkv.eviction.extend import extend
 from lkv.eviction.generate import generate
 from lkv.eviction.hooks import evicting
 from lkv.eviction.layerwise import prefill_layerwise
-from lkv.eviction.observe import observe
-from lkv.eviction.pipeline import evict, evicted
+from lkv.eviction.pipeline import evict, evict_to, observe
 from lkv.eviction.prefill import observe_tail, prefill, prefill_many
 from lkv.eviction.select import select
-from lkv.eviction.single_pass import prefill_scored
+from lkv.eviction.single_pass import prefill_for
 from lkv.interface import Answering, PromptRows, Recipe
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.model.attention import SDPA, observable
@@ -84,7 +83,7 @@ def masked_full_cache(model: Any, ids: Tensor, prompt: int, kept: list[Tensor]) 
 def test_evicted_decode_equals_full_cache_with_the_entries_masked(model, prompt, schedule):
     recipe = Recipe(window=8, schedule=schedule)
     prefilled, _ = prefill(model, prompt, [PromptRows(8)])
-    kept = select(prefilled.seen[PromptRows(8)], recipe, 40, prefilled.kv_heads)
+    kept = select(prefilled.recorded[PromptRows(8)], recipe, 40, prefilled.kv_heads)
     assert kept is not None
     assert len({k.shape[-1] for k in kept}) == (1 if schedule == "uniform" else 3)
     with logits_of(model) as seen:
@@ -157,7 +156,7 @@ def test_several_tokens_at_once_after_eviction_equal_one_by_one(model, prompt):
     logits = []
     for steps in (1, 6):
         prefilled, _ = prefill(model, prompt, [PromptRows(8)])
-        kept = select(prefilled.seen[PromptRows(8)], Recipe(window=8, schedule="pyramid"), 40, 2)
+        kept = select(prefilled.recorded[PromptRows(8)], Recipe(window=8, schedule="pyramid"), 40, 2)
         cache = prefilled.cache
         for layer, index in zip(cache.layers, kept or [], strict=True):
             layer.keep(index)
@@ -277,7 +276,9 @@ def test_the_engine_works_inside_the_context_too(model, prompt):
 def test_a_question_read_after_the_eviction_sees_only_what_was_kept(model, prompt, schedule):
     question = torch.randint(0, 256, (1, 9), generator=torch.Generator().manual_seed(11))
     prefilled, _ = prefill(model, prompt, [PromptRows(8)])
-    kept = select(prefilled.seen[PromptRows(8)], Recipe(window=8, schedule=schedule), 40, prefilled.kv_heads)
+    kept = select(
+        prefilled.recorded[PromptRows(8)], Recipe(window=8, schedule=schedule), 40, prefilled.kv_heads
+    )
     assert kept is not None
     before = [layer.keys.clone() for layer in prefilled.cache.layers]
     asked = extend(prefilled, kept, question)
@@ -297,7 +298,7 @@ def test_a_prompt_read_in_two_parts_is_the_prompt_read_at_once(model, prompt):
     part, _ = prefill(model, prompt[:, :100], rows)
     joined = extend(part, None, prompt[:, 100:], rows)
     assert (joined.first, joined.length) == (whole.first, whole.length)
-    for mine, theirs in zip(joined.seen[rows[0]], whole.seen[rows[0]], strict=True):
+    for mine, theirs in zip(joined.recorded[rows[0]], whole.recorded[rows[0]], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     for method in every_method(model):
         full, _ = prefill(model, prompt, method.rows)
@@ -330,7 +331,7 @@ def test_the_oracle_of_a_question_blind_run_is_the_answer_that_follows_the_quest
     blind, _ = prefill(model, context, answering=Answering(max_tokens=6))
     asked = replace(blind, question=question, first=extend(blind, None, question).first)
     whole, _ = prefill(model, prompt, answering=Answering(max_tokens=6))
-    assert asked.answers == whole.answers
+    assert full_cache_answers(asked) == full_cache_answers(whole)
     mine = observe_tail(asked, answer_tail(asked))
     theirs = observe_tail(whole, answer_tail(whole))
     for a, b in zip(mine, theirs, strict=True):
@@ -352,16 +353,16 @@ def test_prompts_of_unequal_length_in_one_prefill_are_as_each_alone(model):
     together = prefill_many(model, prompts, rows, seeds=[4, 5, 6], answering=Answering(max_tokens=7))
     for prompt, seed, mine in zip(prompts, (4, 5, 6), together, strict=True):
         alone, _ = prefill(model, torch.tensor([prompt]), rows, answering=Answering(max_tokens=7))
-        assert mine.ids.tolist() == [prompt] and (mine.seed, mine.answer_tokens) == (seed, 7)
+        assert mine.ids.tolist() == [prompt] and mine.answering == Answering(max_tokens=7, seed=seed)
         assert torch.equal(mine.first, alone.first)
         for layer, theirs in zip(mine.cache.layers, alone.cache.layers, strict=True):
             torch.testing.assert_close(layer.keys, theirs.keys, rtol=0, atol=2e-5)
             torch.testing.assert_close(layer.values, theirs.values, rtol=0, atol=2e-5)
         for row in rows:
-            for seen, theirs in zip(mine.seen[row], alone.seen[row], strict=True):
+            for seen, theirs in zip(mine.recorded[row], alone.recorded[row], strict=True):
                 torch.testing.assert_close(seen, theirs, rtol=1e-4, atol=1e-6)
         method = registry.get("snapkv")
-        mine.seen[PromptRows(32)] = alone.seen[PromptRows(32)] = mine.seen[rows[0]]
+        mine.recorded[PromptRows(32)] = alone.recorded[PromptRows(32)] = mine.recorded[rows[0]]
         [[ours]], [[theirs]] = evict(mine, method, [40]), evict(alone, method, [40])
         assert decode(model, [ours], NEW).tokens == decode(model, [theirs], NEW).tokens
 
@@ -371,8 +372,8 @@ def test_layer_by_layer_and_scored_prefills_keep_what_evict_keeps(model, prompt,
     method = next(m for m in every_method(model) if m.name == name)
     prefilled, _ = prefill(model, prompt, method.rows)
     [[truth]] = evict(prefilled, method, [40])
-    scored = prefill_scored(model, prompt, method)
-    [whole] = evicted(*scored, method, 40)
+    scored = prefill_for(model, prompt, method)
+    [whole] = evict_to(scored, method, 40)
     after, [layered] = prefill_layerwise(model, prompt, method, 40)
     for row in (whole, layered):
         assert row.token == truth.token and row.position == truth.position
@@ -381,7 +382,7 @@ def test_layer_by_layer_and_scored_prefills_keep_what_evict_keeps(model, prompt,
     if name != "laq" and name != "random":  # these look at the whole cache
         stored = [layer.keys.shape[2] for layer in after.cache.layers]
         assert stored == [keys.shape[1] for keys in truth.keys], "the cache itself was not evicted"
-    [short] = evicted(*scored, method, 1000)
+    [short] = evict_to(scored, method, 1000)
     assert short.width == prompt.shape[1]
     _, [short] = prefill_layerwise(model, prompt, method, 1000)
     assert short.width == prompt.shape[1]

@@ -8,6 +8,7 @@ import json
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ from lkv.eviction import decoder
 from lkv.eviction.compact import compact
 from lkv.eviction.decode import decode
 from lkv.eviction.extend import extend
-from lkv.eviction.observe import observe
+from lkv.eviction.pipeline import observe
 from lkv.eviction.prefill import prefill
 from lkv.eviction.select import select
 from lkv.interface import Method, PromptRows, Ranking, Recipe
 from lkv.lookahead.adapter import LookaheadKV
-from lkv.measure import accuracy as module
-from lkv.measure import conditions
+from lkv.measure import choices, conditions, reading
 from lkv.measure.accuracy import evaluate
 from lkv.model.chat_template import chat_ids, record_parts
 from lkv.model.fetch import obtain
@@ -158,13 +158,13 @@ def run(
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each call decodes."""
     calls: list[int] = []
-    plain = module.decode_all
+    plain = reading.decode_all
 
     def counting(model: Any, rows: Any, *rest: Any) -> Any:
         calls.append(len(rows))
         return plain(model, rows, *rest)
 
-    monkeypatch.setattr(module, "decode_all", counting)
+    monkeypatch.setattr(reading, "decode_all", counting)
     return calls
 
 
@@ -319,7 +319,7 @@ def test_what_a_kill_tore_is_said(
 def test_a_second_run_computes_nothing(run: Evaluate, decoded: list[int], monkeypatch: Any) -> None:
     before = run()
     decoded.clear()
-    monkeypatch.setattr(module, "prefill", None)
+    monkeypatch.setattr(reading, "prefill", None)
     assert run() == before
     assert decoded == []
 
@@ -328,9 +328,11 @@ def test_a_new_budget_costs_its_own_cells_alone(run: Evaluate, decoded: list[int
     before = run()
     decoded.clear()
     looks = []
-    plain = module.observe
+    plain = choices.select_entries
     monkeypatch.setattr(
-        module, "observe", lambda p, method, budgets: looks.append(budgets) or plain(p, method, budgets)
+        choices,
+        "select_entries",
+        lambda p, method, budgets: looks.append(budgets) or plain(p, method, budgets),
     )
     after = by_cell(run(budgets=[40, 50, 64]))
     assert decoded == [2 * len(METHODS)]
@@ -453,13 +455,13 @@ def test_no_records_are_refused(run: Evaluate, tmp_path: Path) -> None:
 def prefills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The prompt length of each prefill."""
     lengths: list[int] = []
-    whole = module.prefill
+    whole = reading.prefill
 
     def counted(model: Any, ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         lengths.append(ids.shape[1])
         return whole(model, ids, *args, **kwargs)
 
-    monkeypatch.setattr(module, "prefill", counted)
+    monkeypatch.setattr(reading, "prefill", counted)
     return lengths
 
 
@@ -593,6 +595,8 @@ def test_samples_are_written_as_they_end_so_that_a_late_kill_loses_few(
 def part_changes(value: Any) -> Iterator[Any]:
     """Copies of a dataclass, each with another value in one field, those of its parts too."""
     for field in fields(value):
+        if field.metadata.get("shown"):  # for people alone
+            continue
         now = getattr(value, field.name)
         if is_dataclass(now) and not isinstance(now, type):
             others: list[Any] = list(part_changes(now))
@@ -613,9 +617,9 @@ def part_changes(value: Any) -> Iterator[Any]:
 @pytest.mark.parametrize(
     "method",
     [
-        Method("m", Recipe(), PromptRows(32), ahead=part_changes),
+        Method("m", Recipe(), PromptRows(32), tail_before_prefill=part_changes),
         Method("m", Recipe(sinks=4), Ranking(part_changes)),
-        Method("m", Recipe(), part_changes, reads=(PromptRows(8),)),
+        Method("m", Recipe(), part_changes, PromptRows(8)),
     ],
     ids=["rows", "ranking", "function"],
 )
@@ -634,5 +638,7 @@ def test_every_field_of_every_part_of_a_method_is_in_the_journals_key(
 
 def test_a_bound_argument_of_a_method_is_in_the_journals_key(records: list[dict[str, Any]]) -> None:
     laq, laqpp = get("laq"), get("laqpp")
-    alike = replace(laqpp, name="laq", recipe=laq.recipe, reads=laq.reads)
-    assert alike.made_of != laq.made_of  # its observers have another `beside`
+    alike = replace(laqpp, name="laq", recipe=laq.recipe)
+    assert alike.made_of != laq.made_of  # it has extra rows
+    one, two = (replace(laq, observers=partial(laq.observers, tokens=n)) for n in (8, 16))
+    assert one.made_of != two.made_of

@@ -15,7 +15,9 @@ from lkv import kernels, registry
 from lkv.cache.evictable import entries, prompt_cache
 from lkv.eviction.decode import decode
 from lkv.eviction.layerwise import prefill_layerwise
-from lkv.eviction.pipeline import evicted
+from lkv.eviction.pipeline import evict_to
+from lkv.eviction.single_pass import prefill_for
+from lkv.interface import Answering, Attended
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.model import forward
 from lkv.model.architecture import ours
@@ -64,9 +66,11 @@ def test_both_ways_show_an_observer_the_same_queries_and_keys(
 ) -> None:
     def seen() -> list[tuple[Tensor, Tensor, float]]:
         shown: list[tuple[Tensor, Tensor, float]] = []
-        through(
-            model, prompt, carried=Pass(observe=lambda _, q, k, scaling, lse: shown.append((q, k, scaling)))
-        )
+
+        def note(attended: Attended) -> None:
+            shown.append((attended.query, attended.key, attended.scaling))
+
+        through(model, prompt, carried=Pass(observe=note))
         return shown
 
     own = seen()
@@ -162,8 +166,8 @@ def test_the_fused_pipeline_keeps_and_answers_what_plain_torch_does(
     ids = torch.randint(0, 250, (1, 70), generator=torch.Generator().manual_seed(4))
 
     def answer() -> tuple[list[Tensor], list[int]]:
-        prefilled, scores = prefill_for(model, ids, method, Answering(max_tokens=4))
-        [row] = evicted(prefilled, scores, method, 40)
+        prefilled = prefill_for(model, ids, method, Answering(max_tokens=4))
+        [row] = evict_to(prefilled, method, 40)
         return list(row.keys), decode(model, [row], 4).tokens[0]
 
     keys, tokens = answer()

@@ -112,7 +112,7 @@ def test_kept_is_the_share_of_heads_in_the_methods_own_choice(loaded, found):
     ids = record_ids(loaded.tokenizer, record(0))
     snapkv = get("snapkv")
     prefilled, _ = prefill(loaded.model, torch.tensor([ids]), [snapkv.observers])
-    kept = select(prefilled.seen[snapkv.observers], snapkv.recipe, 64, 2)
+    kept = select(prefilled.recorded[snapkv.observers], snapkv.recipe, 64, 2)
     tally = Counter(token for layer in kept for head in layer[0].tolist() for token in head)
     rows = found[1][(found[1]["method"] == "snapkv") & (found[1]["budget"] == 64)]
     for start, end, share in rows[["start", "end", "kept"]].itertuples(index=False):
@@ -139,7 +139,9 @@ def test_before_the_question_is_known_the_context_alone_is_inspected(loaded, tmp
 
 
 def test_layers_that_keep_unequal_numbers_are_counted_without_their_padding():
-    kept = Kept(torch.tensor([[[[0, 1, 3]]], [[[2, 0, 0]]]]), [3, 1])  # 0 is padding in the second layer
+    kept = Kept.of_layers(
+        torch.tensor([[[[0, 1, 3]]], [[[2, 0, 0]]]]), [3, 1]
+    )  # 0 is padding in the second layer
     assert kept_share(kept, 4).tolist() == [0.5, 0.5, 0.5, 0.5]
     assert kept_share(None, 2).tolist() == [1, 1]  # the whole prompt fits
 

@@ -16,12 +16,12 @@ from lkv import registry
 from lkv.cache.sizes import entry_bytes
 from lkv.cli.main import main
 from lkv.errors import UserError
-from lkv.eviction import prefill as prefilling
+from lkv.eviction import answer as answering
 from lkv.eviction.decode import decode
 from lkv.interface import Method
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.measure import latency as module
-from lkv.measure import timing
+from lkv.measure import latency_rows, timing
 from lkv.measure.latency import latency
 from lkv.measure.latency_rows import ADDED
 from lkv.measure.stopwatch import Stopwatch
@@ -98,7 +98,7 @@ def test_total_and_overhead_are_sums_of_the_phases_of_each_repeat(
 
 def test_every_budget_pays_for_its_own_draft(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     drafted = []
-    monkeypatch.setattr(prefilling, "decode", lambda *given: drafted.append(given) or decode(*given))
+    monkeypatch.setattr(answering, "decode", lambda *given: drafted.append(given) or decode(*given))
     measure(loaded, torch.arange(96)[None], [registry.get("speckv", draft="self")], [48, 64])
     assert len(drafted) == 2, "a model that drafts for itself knows its answer from the budget before"
 
@@ -198,7 +198,8 @@ def test_without_a_plain_prefill_nothing_is_compared(
 def test_a_method_whose_scores_differ_from_the_references_is_not_timed(
     loaded: Loaded, methods: list[Method | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "implementation", lambda _: "fused")
+    for place in (timing, latency_rows):
+        monkeypatch.setattr(place, "implementation", lambda _: "fused")
     bad = {"snapkv": 0.2}
     monkeypatch.setattr(
         timing, "score_errors", lambda model, ids, method, layers: [1e-4, bad.get(method.name, 0)]

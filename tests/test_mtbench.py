@@ -26,11 +26,11 @@ from lkv.bench.mtbench.requests import Judge, rating
 from lkv.cli.main import main
 from lkv.errors import UserError
 from lkv.eviction.extend import extend
-from lkv.eviction.observe import observe
+from lkv.eviction.pipeline import observe
 from lkv.eviction.prefill import prefill
 from lkv.eviction.select import select
 from lkv.files.json_files import read_jsonl, write_jsonl
-from lkv.interface import Method
+from lkv.interface import Answering, Method
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.measure.mtbench import answers
 from lkv.model.attention import SDPA
@@ -243,9 +243,7 @@ def test_what_either_turn_dropped_stays_dropped(model: Any, questions: Path, tmp
     for method in methods:
         cell = cells[201, method.name, budget]
         one, two = cell["tokens"]
-        prefilled, _ = prefill(
-            model, torch.tensor([first]), method.rows, seed=5, stop=stop, answer_tokens=NEW
-        )
+        prefilled, _ = prefill(model, torch.tensor([first]), method.rows, answering=Answering(stop, NEW, 5))
         kept = select(observe(prefilled, method, [budget])[0], method.recipe, budget, 2)
         assert kept is not None
         whole = extend(prefilled, kept, torch.tensor([one + rest]), method.rows)

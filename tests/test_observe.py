@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lkv.eviction import importance as maths
-from lkv.eviction.answer import answer_tail
+from lkv.eviction.answer import answer_tail, full_cache_answers
 from lkv.eviction.prefill import observe_tail, prefill
 from lkv.interface import Answering, PromptRows, Tail
 from lkv.model.attention import SDPA
@@ -35,7 +35,7 @@ def close(ours, truth):
 
 def test_the_oracle_and_the_target_see_what_eager_attention_says(model, prompt):
     prefilled, _ = prefill(model, prompt, answering=Answering(max_tokens=9))
-    answer = torch.tensor(prefilled.answers)
+    answer = torch.tensor(full_cache_answers(prefilled))
     ours = observe_tail(prefilled, answer_tail(prefilled))
     maps = eager_attention(model, torch.cat([prompt, answer], 1))
     n = prompt.shape[1]
@@ -46,9 +46,9 @@ def test_prompt_rows_see_what_eager_attention_says(model, prompt):
     rows = [PromptRows(8), PromptRows(32), PromptRows(None)]
     prefilled, _ = prefill(model, prompt, rows)
     maps = eager_attention(model, prompt)
-    close(prefilled.seen[rows[0]], [a[:, :, -8:].mean(2) for a in maps])
-    close(prefilled.seen[rows[1]], [a[:, :, -32:].mean(2) for a in maps])
-    close(prefilled.seen[rows[2]], [a.mean(2) for a in maps])
+    close(prefilled.recorded[rows[0]], [a[:, :, -8:].mean(2) for a in maps])
+    close(prefilled.recorded[rows[1]], [a[:, :, -32:].mean(2) for a in maps])
+    close(prefilled.recorded[rows[2]], [a.mean(2) for a in maps])
 
 
 def test_a_tail_of_embeddings_sees_what_eager_attention_says(model, prompt):
@@ -88,16 +88,16 @@ def test_importance_does_not_depend_on_how_rows_are_chunked(monkeypatch, over):
     g = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(2, 6, 33, 8, generator=g), torch.randn(2, 3, 50, 8, generator=g)
     valid = torch.rand(2, 33, generator=g) < 0.8
-    whole = maths.reference(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
+    whole = maths.reference(queries, keys, 0.3, 40, causal_offset=17, reduction=over, valid=valid)
     monkeypatch.setattr(maths, "CHUNK_BYTES", (1, 1))  # 16 rows, the least
-    pieces = maths.reference(queries, keys, 0.3, 40, first=17, over=over, valid=valid)
+    pieces = maths.reference(queries, keys, 0.3, 40, causal_offset=17, reduction=over, valid=valid)
     torch.testing.assert_close(whole, pieces, rtol=1e-6, atol=1e-7)
 
 
 def test_recorded_observers_see_every_key_and_rows_of_the_sequence_only_earlier_ones():
     queries, keys = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 6, 4)
-    blind = maths.reference(queries, keys, 1.0, 6, first=None)
-    causal = maths.reference(queries, keys, 1.0, 6, first=4)
+    blind = maths.reference(queries, keys, 1.0, 6, causal_offset=None)
+    causal = maths.reference(queries, keys, 1.0, 6, causal_offset=4)
     torch.testing.assert_close(blind, torch.full((1, 1, 6), 1 / 6))
     fifth = (1 / 5 + 1 / 6) / 2
     torch.testing.assert_close(causal[0, 0], torch.tensor([fifth] * 5 + [1 / 12]))

@@ -15,6 +15,7 @@ from lkv.eviction.compact import compact
 from lkv.eviction.decode import decode
 from lkv.eviction.prefill import prefill
 from lkv.eviction.sampling import drawn, gumbel
+from lkv.interface import Answering
 from lkv.measure.accuracy import evaluate
 from lkv.model.load import Loaded
 from lkv.model.random_weights import tiny_tokenizer
@@ -63,7 +64,7 @@ def loaded() -> Loaded:
 
 def test_a_decoded_answer_is_that_of_a_plain_loop_whatever_the_batch(loaded: Loaded) -> None:
     model, ids = loaded.model, torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
-    prefilled, _ = prefill(model, ids, answering=Answering(seed=11, answering=Answering(temperature=3.0)))
+    prefilled, _ = prefill(model, ids, answering=Answering(seed=11, temperature=3.0))
     [row] = compact(prefilled, None)
     whole, expected = ids, []
     with torch.no_grad():

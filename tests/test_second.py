@@ -15,17 +15,17 @@ from torch import Tensor
 
 from lkv import kernels, registry
 from lkv.eviction import answer, decoder
-from lkv.eviction import pipeline as engine
+from lkv.eviction import observe as observing
 from lkv.eviction import second_pass as second
 from lkv.eviction.extend import extend
 from lkv.eviction.generate import generate
 from lkv.eviction.hooks import evicting
-from lkv.eviction.observe import observe
-from lkv.eviction.pipeline import evicted
+from lkv.eviction.pipeline import evict_to, observe
 from lkv.eviction.prefill import observe_tail, prefill
 from lkv.eviction.prefilled import Prefilled
 from lkv.eviction.second_pass import SecondPass
-from lkv.eviction.single_pass import prefill_scored, score_errors
+from lkv.eviction.select import select
+from lkv.eviction.single_pass import prefill_for, score_errors
 from lkv.interface import PromptRows, Tail
 from lkv.measure.latency import latency
 from lkv.measure.latency_rows import ADDED
@@ -67,7 +67,7 @@ def test_prompts_of_any_length_see_through_one_storage_what_a_tail_that_rides_al
         close(second.observe_tail(plain, tail), riding)
         for layer, keys in zip(plain.cache.layers, before, strict=True):
             assert torch.equal(layer.keys, keys), "the prompt's cache was written to"
-    assert [len(passes) for passes in decoder.pool(model).tails.values()] == [1]
+    assert [len(passes) for passes in decoder.pool(model).second_passes.values()] == [1]
     assert second.held_bytes(model) > 0
     decoder.forget(model)
     assert second.held_bytes(model) == 0
@@ -80,7 +80,7 @@ def test_another_adapters_tokens_and_more_observers_than_one_kind_look_alike(
     for seed, tokens in ((3, 6), (4, 17)):
         adapter = trained_like(model, seed=seed, tokens=tokens).requires_grad_(False)
         for over in ("mean", "max"):
-            tail = Tail(adapter.tokens[None], adapter=adapter, over=over)
+            tail = Tail(adapter.tokens[None], adapter=adapter, reduction=over)
             close(second.observe_tail(plain, tail), observe_tail(plain, tail))
 
 
@@ -89,15 +89,15 @@ def test_the_pipeline_keeps_what_it_keeps_of_a_single_pass(
     model: Any, prompt: Tensor, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = trained_like(model).requires_grad_(False)
-    method = adapter.method(beside=PromptRows(8) if recipe == "beside" else None)
-    prefilled, scores = prefill_scored(model, prompt, method)
-    assert scores is not None
-    [truth] = evicted(prefilled, scores, method, 40)
+    method = adapter.method(extra_rows=PromptRows(8) if recipe == "beside" else None)
+    prefilled = prefill_for(model, prompt, method)
+    assert prefilled.scores is not None
+    [truth] = evict_to(prefilled, method, 40)
     bound_by_launches(monkeypatch)
-    monkeypatch.setattr(engine, "look", None)  # not the eager pass
-    prefilled, scores = prefill_scored(model, prompt, method)
-    assert scores is None
-    [row] = evicted(prefilled, scores, method, 40)
+    monkeypatch.setattr(observing, "observe_tail", None)  # not the eager pass
+    prefilled = prefill_for(model, prompt, method)
+    assert prefilled.scores is None
+    [row] = evict_to(prefilled, method, 40)
     assert row.token == truth.token and row.position == truth.position
     for mine, theirs in zip((*row.keys, *row.values), (*truth.keys, *truth.values), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
@@ -109,12 +109,12 @@ def test_a_follow_up_turn_on_an_evicted_cache_is_looked_at_where_it_stands(
     adapter = trained_like(model).requires_grad_(False)
     method = adapter.method()
     prefilled, _ = prefill(model, prompt)
-    kept = engine.select(observe(prefilled, method, [40])[0], method.recipe, 40, prefilled.kv_heads)
+    kept = select(observe(prefilled, method, [40])[0], method.recipe, 40, prefilled.kv_heads)
     whole = extend(prefilled, kept, drawn(30))
     assert whole.length > whole.stored(0)
     [truth] = observe(whole, method, [40])
     bound_by_launches(monkeypatch)
-    monkeypatch.setattr(engine, "look", None)
+    monkeypatch.setattr(observing, "observe_tail", None)
     [ours] = observe(whole, method, [40])
     close(ours, truth)
 
@@ -125,7 +125,7 @@ def test_answers_are_the_same_through_the_engine_and_through_the_models_own_gene
     method = trained_like(model).requires_grad_(False).method()
     truth = generate(model, prompt, method, 40, 12)
     bound_by_launches(monkeypatch)
-    monkeypatch.setattr(engine, "look", None)
+    monkeypatch.setattr(observing, "observe_tail", None)
     ours = generate(model, prompt, method, 40, 12)
     assert ours.tokens == truth.tokens
     assert (ours.kept, ours.cache_bytes, ours.full_cache_bytes) == (
@@ -201,7 +201,7 @@ def test_from_the_second_prompt_of_a_width_on_a_graph_sees_what_a_riding_tail_se
         with mode():
             plain, riding = prefill(model, drawn(length).to("cuda"), tail=tail)
             close(second.observe_tail(plain, tail), riding, 1e-3)
-        [passing] = decoder.pool(model).tails[adapter].values()
+        [passing] = decoder.pool(model).second_passes[adapter].values()
         assert (passing.graph is not None) == (at > 0)
 
 
@@ -216,13 +216,13 @@ def test_what_a_second_pass_does_not_take_is_looked_at_as_before(
     assert second.can_observe(plain, adapter.tail())
     two, _ = prefill(model, torch.cat([prompt, prompt]))
     assert not second.can_observe(two, adapter.tail(2)), "two prompts"
-    assert prefill_scored(model, two.ids, adapter.method())[1] is not None, "they let a tail ride along"
+    assert prefill_for(model, two.ids, adapter.method()).scores is not None, "they let a tail ride along"
     for tail in (Tail(prompt[:, :4]), Tail(adapter.tokens[None]), answer.answer_tail(plain)):
         assert not second.can_observe(plain, tail), "not the same tail after every prompt"
     pyramid = registry.get("pyramidkv")
     seen, _ = prefill(model, prompt, pyramid.rows)
     [importance] = observe(seen, pyramid, [40])
-    uneven = extend(seen, engine.select(importance, pyramid.recipe, 40, seen.kv_heads), drawn(5))
+    uneven = extend(seen, select(importance, pyramid.recipe, 40, seen.kv_heads), drawn(5))
     assert not second.can_observe(uneven, adapter.tail()), "layers of unequal length"
     close(observe(uneven, adapter.method(), [40])[0], observe_tail(uneven, adapter.tail()))
 
@@ -254,7 +254,7 @@ def test_neither_model_nor_adapter_is_kept_alive_by_what_was_captured_for_them(p
     plain: Prefilled | None = prefill(model, prompt)[0]
     assert plain is not None
     passing = SecondPass(model, adapter.tail(), plain.cache, 160)
-    decoder.pool(model).tails.setdefault(adapter, {})[6, "mean", 160] = passing
+    decoder.pool(model).second_passes.setdefault(adapter, {})[6, "mean", 160] = passing
     assert second.held_bytes(model) == passing.storage.numel() * 4
     gone = ref(adapter), ref(model)
     del adapter

@@ -19,11 +19,12 @@ from baselines import speckv
 from lkv import registry
 from lkv.errors import UserError
 from lkv.eviction import draft as module
+from lkv.eviction.answer import full_cache_answers
 from lkv.eviction.draft import translated
-from lkv.eviction.observe import observe
-from lkv.eviction.pipeline import evict
+from lkv.eviction.pipeline import SeenPrompt, evict, observe
 from lkv.eviction.prefill import prefill
 from lkv.eviction.select import select
+from lkv.interface import Answering
 from lkv.model.chat_template import chat_ids
 from lkv.model.load import Loaded
 from lkv.model.random_weights import tiny_tokenizer
@@ -108,7 +109,7 @@ def test_the_model_drafts_for_itself_with_its_own_answer(model: PreTrainedModel,
     prefilled, _ = prefill(model, prompt, method.rows, answering=Answering(max_tokens=48))
     [tail] = observers(method, prefilled)
     answer = greedy(model, prompt, 48)
-    assert prefilled.answers == [answer]
+    assert full_cache_answers(prefilled) == [answer]
     assert tail.tokens.tolist() == [answer[:32]]
     [seen] = observe(prefilled, method, [40])
     kept = select(seen, method.recipe, 40, prefilled.kv_heads)
@@ -117,7 +118,7 @@ def test_the_model_drafts_for_itself_with_its_own_answer(model: PreTrainedModel,
 
 
 def observers(method, prefilled):
-    return method.observers(prefilled, [40])
+    return method.observers(SeenPrompt(prefilled, method), [40])
 
 
 def test_drafts_by_different_models_differ_and_so_do_their_journal_keys(prompt: Tensor) -> None:
@@ -127,7 +128,7 @@ def test_drafts_by_different_models_differ_and_so_do_their_journal_keys(prompt: 
     prefilled, _ = prefill(model, prompt, methods[0].rows)
     tails = [observers(method, prefilled)[0].tokens.tolist()[0] for method in methods]
     assert [len(tail) for tail in tails] == [32, 32, 32, 16, 16]
-    assert len({tuple(tail) for tail in tails}) == len({method.identity for method in methods}) == 5
+    assert len({tuple(tail) for tail in tails}) == len({str(method.made_of) for method in methods}) == 5
     assert tails[3] == tails[1][:16]
     assert {method.name for method in methods} == {"speckv"}
     again = speckv.method(loaded(7), tokenizer)

@@ -29,7 +29,8 @@ from lkv.eviction.decoder import pool
 from lkv.eviction.generate import generate
 from lkv.eviction.hooks import evicting
 from lkv.eviction.pipeline import evict
-from lkv.eviction.prefill import prefill, together
+from lkv.eviction.prefill import prefill, reads_unequal_lengths
+from lkv.interface import Answering
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.model import attention
 from lkv.model.architecture import blueprint, capturable, ours, unwrapped
@@ -294,7 +295,7 @@ def test_what_was_read_before_does_not_turn_a_prompt(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_rows_of_unequal_positions_do_not_turn_each_other(kind: str) -> None:
     model: Any = zoo.build("Llama", **ROPES[kind])
-    assert not together(model)
+    assert not reads_unequal_lengths(model)
     generator = torch.Generator().manual_seed(6)
     prompts = [torch.randint(3, 250, (1, n), generator=generator) for n in (100, 200)]
     with observable(model):
@@ -334,11 +335,7 @@ def test_granites_tokens_are_drawn_by_its_own_scale(prompt: Tensor) -> None:
     with observable(model), torch.no_grad():
         softmax = model(prompt).logits[0, -1].float().softmax(-1)
         draws = [
-            int(
-                prefill(model, prompt, answering=Answering(seed=seed, answering=Answering(temperature=1.0)))[
-                    0
-                ].first
-            )
+            int(prefill(model, prompt, answering=Answering(seed=seed, temperature=1.0))[0].first)
             for seed in range(600)
         ]
     shares = torch.bincount(torch.tensor(draws), minlength=260).float() / len(draws)

@@ -421,5 +421,5 @@ def test_no_line_loads_pickles_evaluates_text_or_trusts_a_models_code() -> None:
 def test_the_help_stays_quick_and_a_models_folder_is_still_marked(own: Path, tmp_path: Path) -> None:
     obtain(local(own), tmp_path / "m")
     assert (tmp_path / "m" / MARK).is_file()
-    code = "import sys, lkv.cli.main; lkv.cli.parser(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from lkv.cli.parser import parser; parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -10,10 +10,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from lkv.measure.theory import compact_s, decode_s, overhead_s, prefill_s, scores_s
 from lkv.model.flops import prefill_flop, row_share, training_flop
 from lkv.model.random_weights import tiny_model
 from lkv.model.shape import Shape, shape_of
+from lkv.model.theory import compact_s, decode_s, prefill_s, scores_s
+from lkv.registry import described
 from lkv.study import schema
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,11 @@ def shape(name: str) -> Shape:
 
 
 B8, B1 = shape("llama-3.1-8b-instruct"), shape("llama-3.2-1b-instruct")
+
+
+def overhead_s(method: str, *sizes: Any, draft: Shape | None = None) -> float | None:
+    theory = described(method).theory
+    return theory(*sizes, draft) if theory else None
 
 
 def operations(model: Any, tokens: int) -> int:
