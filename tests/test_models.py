@@ -32,6 +32,7 @@ from lkv.eviction.prefill import observe_tail, prefill
 from lkv.files.folders import MARK, seal
 from lkv.interface import Answering
 from lkv.lookahead.base_model import describe
+from lkv.model import dtype as dtypes
 from lkv.model import fetch
 from lkv.model import sources as origins
 from lkv.model.attention import SDPA
@@ -186,7 +187,7 @@ def test_the_dtype_is_the_asked_one(name: str, dtype: torch.dtype, tiny: Path) -
 def test_the_dtype_is_bfloat16_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(dtype, "cpu_computes_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr(dtypes, "cpu_computes_bfloat16", lambda fast=fast: fast)
         assert choose_dtype("auto", CPU) == dtype
     with pytest.raises(UserError, match=r"unknown dtype 'bf16'.*known: auto, float32, bfloat16"):
         choose_dtype("bf16", CPU)

@@ -96,7 +96,7 @@ def test_what_is_kept_is_what_one_eager_pass_over_prompt_and_draft_says(
 ) -> None:
     drafter = loaded(family=family)
     method = speckv.method(drafter, tiny_tokenizer())
-    prefilled, _ = prefill(model, prompt, method.rows, stop=frozenset({257}))
+    prefilled, _ = prefill(model, prompt, method.rows, answering=Answering(frozenset({257})))
     drafted = greedy(drafter.model, prompt, 32)
     for budget, seen in zip(BUDGETS, observe(prefilled, method, BUDGETS), strict=True):
         kept = select(seen, method.recipe, budget, prefilled.kv_heads)
@@ -149,7 +149,7 @@ def test_a_draft_ends_at_its_own_models_stop_token(prompt: Tensor) -> None:
     whole = greedy(drafter.model, prompt, 32)
     at = next(i for i in range(3, 32) if whole[i] not in whole[:i])
     method = speckv.method(replace(drafter, stop=frozenset({whole[at]})), tiny_tokenizer())
-    prefilled, _ = prefill(model, prompt, method.rows, stop=frozenset({257}))
+    prefilled, _ = prefill(model, prompt, method.rows, answering=Answering(frozenset({257})))
     [tail] = observers(method, prefilled)
     assert tail.tokens.tolist() == [whole[:at]]
     # Latency is measured without stop tokens: every draft has its full length.
@@ -161,7 +161,7 @@ def test_an_empty_draft_is_the_targets_own_first_token(prompt: Tensor) -> None:
     drafter, model = loaded(), observed("llama")
     silent = replace(drafter, stop=frozenset(greedy(drafter.model, prompt, 1)))
     method = speckv.method(silent, tiny_tokenizer())
-    prefilled, _ = prefill(model, prompt, method.rows, stop=frozenset({257}))
+    prefilled, _ = prefill(model, prompt, method.rows, answering=Answering(frozenset({257})))
     [tail] = observers(method, prefilled)
     assert tail.tokens.tolist() == [greedy(model, prompt, 1)]
 
@@ -236,7 +236,7 @@ def test_what_a_foreign_draft_model_writes_is_tokenised_for_the_target(model: Pr
     drafter = loaded(tokenizer=theirs, stop=[1])
     ids = torch.tensor([chat_ids(mine, USER * 3)])
     method = speckv.method(drafter, mine)
-    prefilled, _ = prefill(model, ids, method.rows, stop=frozenset({257}))
+    prefilled, _ = prefill(model, ids, method.rows, answering=Answering(frozenset({257})))
     asked = torch.tensor([chat_ids(theirs, USER * 3)])
     wrote = greedy(drafter.model, asked, 32)
     if 1 in wrote:
