@@ -322,11 +322,23 @@ def test_what_the_readme_says_to_choose_by_is_measured():
         (frame["model"] == SHAPES["8B"]) & (frame["phase"] == "total") & (frame["method"] == "speckv")
     ]
     span = [rows["overhead_ms"].min() / 1000, rows["overhead_ms"].max() / 1000]
-    assert "can wait {:.2f} to {:.2f} s for it".format(*span) in said
+    assert "Its draft adds {:.2f} to {:.2f} s to an 8B prefill of 4K to 32K tokens.".format(*span) in said
+    assert set(rows["length"]) == {4096, 8064, 16384, 32768}
     for method in ("snapkv", "streamingllm"):
         assert cells.loc[method, 2048]["retained"] == pytest.approx(100 * 2 / 3, abs=3)
     seconds = read_csv(STUDY / "training.csv", TRAINING_COLUMNS).groupby("arm")["seconds"].max()
     assert f"({seconds['main']:.0f} s on one H100 here)" in said
+
+
+def test_the_readmes_counts_are_right():
+    said = flat(README)
+    others = set(registry.METHODS) - {"lookaheadkv", "oracle", "random"}
+    assert (len(others), "measures it against seven methods" in said) == (7, True)
+    size = (
+        sum(path.stat().st_size for path in (ROOT / "adapters/smollm2-135m-instruct").glob("*.safetensors"))
+        / 1e6
+    )
+    assert f"trained modules for it ({size:.1f} MB)" in said
 
 
 def overheads_8b(length=32768):
@@ -473,7 +485,7 @@ def test_files_that_the_documents_name_exist(name):
     named = set(re.findall(r"(?<![\w/.])((?:lkv|baselines|workflow|config|tests)/[\w/.-]*\w)", text_of(name)))
     for path in named - PLACEHOLDERS:
         assert (ROOT / path).exists() or re.search(r"\b[A-Z]+\b", path), path
-    for module in re.findall(r"\blkv(?:\.\w+)+", re.sub(r"\blkv\.methods\b", "", text_of(name))):
+    for module in re.findall(r"\blkv(?:\.\w+)+", re.sub(r"\blkv\.(methods|csv)\b", "", text_of(name))):
         parts = module.split(".")
         assert (ROOT / "/".join(parts)).is_dir() or (ROOT / ("/".join(parts) + ".py")).exists(), module
 
