@@ -33,6 +33,7 @@ from lkv.results.columns import (
     ACCURACY_COLUMNS,
     ARMS_COLUMNS,
     LATENCY_COLUMNS,
+    PAIRED_COLUMNS,
     TRAINING_COLUMNS,
 )
 from lkv.results.csv_files import read_csv
@@ -328,6 +329,90 @@ def test_what_the_readme_says_to_choose_by_is_measured():
         assert cells.loc[method, 2048]["retained"] == pytest.approx(100 * 2 / 3, abs=3)
     seconds = read_csv(STUDY / "training.csv", TRAINING_COLUMNS).groupby("arm")["seconds"].max()
     assert f"({seconds['main']:.0f} s on one H100 here)" in said
+
+
+def test_what_is_said_of_missed_goals_is_measured():
+    def kept(method, length):
+        cells = averages(length=length)
+        return "{:.0f} % and {:.0f} %".format(*(cells.loc[method, c]["retained"] for c in (128, 512)))
+
+    said = flat(RESULTS)
+    assert f"LookaheadKV keeps {kept('lookaheadkv', 2048)} at 2K, {kept('lookaheadkv', 4096)} at 4K." in said
+    assert f"The oracle keeps {kept('oracle', 2048)}, and {kept('oracle', 4096)}:" in said
+    frames = [averages(length=length).loc["lookaheadkv"]["recall_raw"] for length in (1024, 2048, 4096, 8192)]
+    low, high = min(min(frame) for frame in frames), max(max(frame) for frame in frames)
+    assert f"It is {low:.2f} to {high:.2f}." in said
+
+
+def paired(study):
+    """LookaheadKV minus each method, of the average rows' scores."""
+    frame = read_csv(ROOT / f"results/{study}/paired.csv", PAIRED_COLUMNS)
+    return frame[(frame["task"] == "average") & (frame["metric"] == "score")]
+
+
+def difference(row, digits=1):
+    low, high = (f"{row[key]:.{digits}f}".replace("-", "−") for key in ("ci_low", "ci_high"))
+    return f"{row['diff']:+.{digits}f} [{low}, {high}]".replace("-", "−")
+
+
+def test_what_is_said_of_sampled_answers_and_of_another_haystack_is_measured():
+    said, frame = flat(RESULTS), paired("smollm2-h100-sampled")
+    of_snapkv, of_laq = (frame[frame["method"] == method] for method in ("snapkv", "laq"))
+    assert "above SnapKV by {:.0f} to {:.0f} points".format(*of_snapkv["diff"].agg(["min", "max"])) in said
+    rows = {(row["length"], row["protocol"][-3:]): row for row in of_laq.to_dict("records")}
+    at_2k, at_4k = (difference(rows[length, "0.2"]) for length in (2048, 4096))
+    assert f"above LAQ at T = 0.2 and 2K ({at_2k}); at 4K ({at_4k}) and at T = 0.8" in said
+    assert [key for key, row in rows.items() if row["ci_low"] > 0] == [(2048, "0.2")]
+    frame = paired("smollm2-h100-pydoc")
+    frame = frame[frame["method"].isin(["snapkv", "streamingllm", "laq"])]
+    assert (frame["ci_low"] > 0).all()
+    span = frame.loc[frame["method"] == "laq", "diff"].agg(["min", "max"])
+    assert "over LAQ by {:.1f} to {:.1f} points".format(*span) in said
+
+
+def test_what_is_said_of_the_demos_differences_is_measured():
+    frame, said = paired("demo-cpu").set_index(["method", "budget"]), flat(QUICKSTART)
+    of_snapkv = ", ".join(difference(frame.loc["snapkv", budget], 0) for budget in (64, 128, 256))
+    assert f"LookaheadKV minus SnapKV: {of_snapkv}." in said
+    assert f"at C = 64 and 128, and the difference is {difference(frame.loc['laq', 256], 0)} at 256" in said
+    assert [frame.loc["laq", b]["ci_low"] < 0 < frame.loc["laq", b]["ci_high"] for b in (64, 128, 256)] == [
+        True, True, False,
+    ]  # fmt: skip
+
+
+def test_what_is_said_of_the_variants_in_points_is_measured():
+    frame = read_csv(STUDY / "ablation.csv", ABLATION_COLUMNS)
+    rows = frame[(frame["task"] == "average") & (frame["method"] == "lookaheadkv")]
+    means = rows.pivot(index=["length", "budget"], columns="arm", values="mean")
+    more = means.sub(means[["base", "again1", "again2"]].mean(axis=1), axis=0)
+    of_base, said = means.sub(means["base"], axis=0), flat(TRAINING)
+    assert (
+        "1,200 steps gain {:.1f} to {:.1f} points over 400".format(*span_of(more["main"])).replace("-", "−")
+        in said
+    )
+    assert f"stay within {(means['long'] - means['main']).abs().max():.1f} points of that" in said
+    given = more["given"][more["given"] > 0]
+    assert (len(given), len(more)) == (7, 8)
+    assert "by {:.0f} to {:.0f} points in seven of eight comparisons".format(*span_of(given)) in said
+    tokens = more[["n8", "n128"]].assign(n32=0.0)
+    assert (tokens.max(axis=1) - tokens.min(axis=1)).max() <= 2
+    for arm, text in (
+        ("window", "costs {:.0f} to {:.0f} points"),
+        ("groupmax", "changes {:.1f} to {:.1f} points"),
+    ):
+        ends = span_of(-of_base[arm] if arm == "window" else of_base[arm])
+        assert f"(`{arm}`) {text.format(*ends)}".replace("-", "−") in said
+    unpooled = -of_base["unpooled"][of_base["unpooled"] < 0]
+    assert len(unpooled) == 7
+    assert (
+        "No pooling (`unpooled`) costs {:.0f} to {:.0f} points in seven of".format(*span_of(unpooled)) in said
+    )
+    average = of_base["avgpool"][of_base.index.get_level_values("budget") <= 256]
+    assert "(`avgpool`) gains {:.0f} to {:.0f} points up to C = 256".format(*span_of(average)) in said
+
+
+def span_of(values):
+    return values.min(), values.max()
 
 
 def test_the_readmes_counts_are_right():
