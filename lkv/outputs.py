@@ -16,7 +16,7 @@ from typing import Any
 
 from lkv import recognise, records
 from lkv.errors import UserError
-from lkv.recognise import Ours, csv_of, drawn, json_of, jsonl_of
+from lkv.recognise import Ours, csv_of, json_of, jsonl_of
 from lkv.writing import is_stream, sweep, target
 
 Arguments = argparse.Namespace
@@ -82,7 +82,6 @@ def _gathered(path: Path, args: Arguments) -> list[Output]:
     return [Output(path, csv_of(kinds[args.kind]))]
 
 
-PDF, PNG, SVG = drawn(b"%PDF"), drawn(b"\x89PNG"), drawn(b"<?xml")
 BENCHMARK = _frozen("benchmark", "task", "sample", "planned")
 JOURNAL = _file(recognise.journal, alone=False)
 SAMPLES = _csv(*records.SAMPLE_COLUMNS)
@@ -113,14 +112,14 @@ WRITES: Mapping[str, Mapping[str, Writes]] = {
     "provenance": {"out": _file(json_of("study", "commit", "config"))},
     "table": {
         "out": _rendered(
-            pdf=PDF,
+            pdf=recognise.table_pdf,
             md=recognise.markdown_table,
             tex=recognise.latex_table,
             html=recognise.html_table,
             csv=csv_of(records.TABLE_COLUMNS),
         )
     },
-    "plot": {"out": _rendered(pdf=PDF, svg=SVG, png=PNG)},
+    "plot": {"out": _rendered(pdf=recognise.plot_pdf, svg=recognise.plot_svg, png=recognise.plot_png)},
     "claims": {"out": _file(recognise.claims)},
     "generate": {},
 }

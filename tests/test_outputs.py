@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lkv.data.frozen import freeze
 from lkv.errors import UserError
 from lkv.folders import FORMAT, MARK, foreign, is_ours, replace, replaceable, seal
 from lkv.records import write_csv, write_json
+from lkv.report import plots
 from lkv.writing import SUFFIX, atomic_write, sweep, temporary_folder
 
 ROOT = Path(__file__).parents[1]
@@ -291,10 +293,11 @@ def producer(path: Path) -> recognise.Ours:
     others = {
         "provenance.json": outputs.WRITES["provenance"]["out"](path, argparse.Namespace())[0].ours,
         "claims.md": recognise.claims,
+        "table1.pdf": recognise.table_pdf,
         "table1.md": recognise.markdown_table,
         "table1.tex": recognise.latex_table,
     }
-    drawings = {".pdf": outputs.PDF, ".png": outputs.PNG, ".svg": outputs.SVG}
+    drawings = {".pdf": recognise.plot_pdf, ".png": recognise.plot_png, ".svg": recognise.plot_svg}
     if path.name in stems:
         return recognise.csv_of(stems[path.name])
     return others.get(path.name) or drawings[path.suffix]
@@ -303,6 +306,79 @@ def producer(path: Path) -> recognise.Ours:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_published_file_may_be_made_again_in_its_place(path: Path) -> None:
     assert producer(path)(path)
+
+
+def test_every_committed_figure_is_among_the_published_ones() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    figures = {ROOT / name for name in listed if name.endswith((".pdf", ".png", ".svg"))}
+    assert figures and figures <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg", "png"])
+@pytest.mark.parametrize("settings", [{}, {"dpi": 200}, {"dpi": 200, "metadata": {"Title": "mine"}}])
+def test_a_figure_that_another_program_drew_by_matplotlib_is_not_written_over(
+    suffix: str,
+    settings: dict[str, Any],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    nothing_runs: list[str],
+) -> None:
+    for width in (6.4, 7.2):
+        plain_figure(width).savefig(f"mine.{suffix}", **settings)
+        if (suffix, settings, width) == ("png", {"dpi": 200}, 7.2):
+            continue  # agrees in all that a PNG of ours says of itself
+        assert f"mine.{suffix} is there" in refused(capsys, *command("plot", out="mine"))
+        if suffix == "pdf":
+            assert "mine.pdf is there" in refused(capsys, *command("table", out="mine"))
+    assert nothing_runs == []
+
+
+def test_a_document_that_was_set_by_typst_is_not_written_over(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typst
+
+    (place / "mine.pdf").write_bytes(typst.compile(b"= Scores\nby method", format="pdf"))
+    for verb in ("table", "plot"):
+        assert "mine.pdf is there" in refused(capsys, *command(verb, out="mine"))
+
+
+def test_a_plot_and_a_table_are_not_taken_for_each_other() -> None:
+    reports = ROOT / "reports" / "smollm2-h100"
+    assert not recognise.plot_pdf(reports / "table1.pdf")
+    assert not recognise.table_pdf(reports / "pareto.pdf")
+
+
+def test_every_plot_that_lkv_draws_may_be_drawn_again(tmp_path: Path) -> None:
+    """Also those of which none is published, such as a single model's."""
+    drawn = set()
+    for kind, model in itertools.product(plots.KINDS, (None, "smollm2-135m-instruct")):
+        with suppress(UserError), plots.of_model(ROOT / "results" / "demo-cpu", kind, model) as folder:
+            assert plots.KINDS[kind](folder).get_figwidth() in recognise.WIDTHS
+            drawn.add(kind)
+    assert drawn == {"latency", "pareto", "training", "averages", "accuracy"}  # what the demo measures
+    plots.plot("latency", ROOT / "results" / "demo-cpu", tmp_path / "it")
+    for output in outputs.WRITES["plot"]["out"](tmp_path / "it", argparse.Namespace()):
+        assert output.ours is not None and output.ours(output.path)
+
+
+def plain_figure(width: float) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 2))
+    figure.subplots().set_title("Mine")
+    return figure
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR", b"%PDF", b"<?xml"]
+)
+def test_a_torn_figure_is_not_ours(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "it").write_bytes(content)
+    for ours in (recognise.plot_pdf, recognise.plot_png, recognise.plot_svg, recognise.table_pdf):
+        assert not ours(tmp_path / "it")
 
 
 def test_a_table_of_another_kind_is_not_ours_to_write_over(tmp_path: Path) -> None:
