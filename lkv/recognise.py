@@ -116,7 +116,7 @@ def shard(path: Path) -> bool:
     if json_of("sha256", "records", "run")(facts):
         return True
     record = _parsed(_head(answers).partition(b"\n")[0]) if answers.is_file() else None
-    return _has(record, ("id", "response")) and len(record) == 2 and isinstance(record["response"], list)
+    return isinstance(record, dict) and set(record) == {"id", "response"} and type(record["response"]) is list
 
 
 def require_own_adapter(folder: Path) -> None:
