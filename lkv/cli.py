@@ -22,6 +22,7 @@ from lkv.protocol import PROTOCOLS
 from lkv.reading import parse
 from lkv.registry import FULL, METHODS
 from lkv.study import PLOTS, RECIPE_CHOICES
+from lkv.writing import remove_temporaries
 
 Arguments = argparse.Namespace
 WAYS = ("whole", "layerwise")  # lkv.latency's
@@ -543,6 +544,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             number = heard.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
                 raise
+            remove_temporaries()
             return _fail(signals.message(number), 128 + number)
 
 

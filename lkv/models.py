@@ -27,6 +27,9 @@ CARD = "model.json"
 WEIGHTS = ".safetensors"
 READ = (WEIGHTS, ".json", ".jinja", ".model", ".txt", ".py", ".bin")  # of a folder, by transformers
 AGAIN = "make it again with lkv model"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Its keys that change no token.
+LOCAL = ("is_local", "local_files_only", "name_or_path", "transformers_version")
 # What a spec says about a model's use, and what holds where it says nothing.
 SETTINGS = {"max_prompt": None, "learning_rate": None, "chat_template": "tokenizer"}
 OPTIONAL = {"sha256": "object", "max_prompt": "some or null", "context": "some or null"}  # of a card's facts
@@ -35,7 +38,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be observed: evaluation mode, frozen, attention through lkv.attention."""
+    """A model ready to be observed: evaluation mode, frozen, attention through lkv.attention.
+
+    `fingerprint` changes with the weights, the configuration, the tokenizer and the chat template.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -97,7 +103,19 @@ def load(folder: str | Path, device: torch.device, dtype: str = "auto") -> Loade
     torch.nn.Module.to(model, device)  # transformers' own `to` hides its arguments from the type checker
     model.set_attn_implementation(best_backend(device, chosen))
     require_evictable(model)
-    return Loaded(model, tokenizer, card["name"], card["fingerprint"], stop_ids(model, tokenizer))
+    return Loaded(model, tokenizer, card["name"], identity(folder, card), stop_ids(model, tokenizer))
+
+
+def identity(folder: Path, card: Mapping[str, Any]) -> str:
+    """Sixteen hex digits of what answers depend on: weights and configuration, tokenizer and template."""
+    files = {
+        name: digest
+        for name, digest in card["sha256"].items()
+        if not name.endswith(WEIGHTS)
+        and name not in ("config.json", "generation_config.json", TOKENIZER_CONFIG)
+    }
+    settled = read_json(folder / TOKENIZER_CONFIG) if TOKENIZER_CONFIG in card["sha256"] else {}
+    return fingerprint(card["fingerprint"], files, {k: v for k, v in settled.items() if k not in LOCAL})
 
 
 def check_files(folder: Path, card: Mapping[str, Any], weights: bool = True) -> None:

@@ -212,6 +212,7 @@ def train(
             if (step + 1) % checkpoint_every == 0 and not last and group.first:
                 _save(checkpoint, run, adapter, optimizer, rows, seconds, before)
     after = held_out(loaded, adapter, kept_back, schedule.batch)
+    _check_finite(after.kl if kept_back else 0.0, schedule.steps, schedule)
     if not group.first:
         return adapter
     first, end = rows[: max(1, len(rows) // 10)], rows[-max(1, len(rows) // 10) :]

@@ -161,6 +161,7 @@ def train(args: Arguments) -> None:
     from lkv.data.frozen import facts_of
     from lkv.data.shards import ANSWERED, Stored
     from lkv.device import describe
+    from lkv.models import read_card
     from lkv.parallel import group
     from lkv.provenance import commit, package_versions
     from lkv.train import Arm, Schedule, train
@@ -189,7 +190,7 @@ def train(args: Arguments) -> None:
         "trained_on": f"{len(prompts) - args.held_out} {own}{offline}prompts ({', '.join(kinds)}) "
         f"of {min(prompts.lengths, default=0)} to {max(prompts.lengths, default=0)} tokens{true}{cut}",
         "data_sha256": prompts.sha256,
-        "model_fingerprint": loaded.fingerprint,
+        "model_fingerprint": read_card(args.model)["fingerprint"],
         "dtype": loaded.dtype,
         "device": describe(loaded.model.device)[0],
         "commit": commit(),

@@ -24,6 +24,7 @@ from lkv.errors import UserError
 SUFFIX = ".lkv-tmp"
 LEFT = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")
 DESCRIPTOR = re.compile(r"/dev/(?:stdout|stderr|fd/(\d+))|/proc/self/fd/(\d+)")
+HERE: set[tuple[int, Path]] = set()  # this process's temporary files and folders, each with the process
 LONGEST = 50  # characters of a temporary name that are the file's own: a name has 255 bytes at most
 
 
@@ -101,6 +102,13 @@ def sweep(folder: Path) -> None:
                 _remove_if_left(folder / name)
 
 
+def remove_temporaries() -> None:
+    """Removes what this process has left: a signal may come between a file's making and its clean-up."""
+    for process, path in list(HERE):
+        if process == os.getpid():
+            _remove(path)
+
+
 def sync(path: Path) -> None:
     """Waits until a folder's entries, or a file, are on disk; where a file system cannot, it is not asked."""
     with suppress(OSError):
@@ -120,11 +128,13 @@ def _claimed(place: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, i
     finally:
         _remove(temporary)
         os.close(descriptor)
+        HERE.discard((os.getpid(), temporary))
 
 
 def _claim(place: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     while True:
         temporary = place.with_name(f".{place.name[:LONGEST]}.{secrets.token_hex(4)}{SUFFIX}")
+        HERE.add((os.getpid(), temporary))
         descriptor = make(temporary)
         with suppress(OSError):  # a file system without locks: then nobody sweeps there either
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,6 +142,7 @@ def _claim(place: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
             if os.path.samestat(os.fstat(descriptor), os.stat(temporary)):
                 return temporary, descriptor
         os.close(descriptor)
+        HERE.discard((os.getpid(), temporary))
 
 
 def _new_file(path: Path) -> int:

@@ -3,7 +3,6 @@ and no temporary file is left. SIGTERM and Ctrl-C clean up by themselves, in one
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import re
@@ -13,12 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
-from lkv.cli import main
 from lkv.data.frozen import freeze
 from lkv.lookahead import LookaheadKV
 from lkv.models import load, obtain
@@ -89,35 +90,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         patch.chdir(ROOT)
+        forked.start(["--version"], root / "said").join()  # what is forked from has imported everything now
         yield root
 
 
-def start(stage: str, world: Path, out: Path, said: Path) -> int:
-    """The stage in a process of its own, forked: everything is imported already. Its id."""
-    words = [word.format(w=world, o=out) for word in STAGES[stage].split()]
-    sys.stdout.flush()
-    if process := os.fork():
-        return process
-    code = 1
-    try:
-        stream = io.TextIOWrapper(said.open("wb", buffering=0), write_through=True)
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-        sys.stdout = sys.stderr = stream
-        code = main(words)
-    finally:
-        os._exit(code)
+def start(stage: str, world: Path, out: Path, said: Path) -> ForkServerProcess:
+    return forked.start([word.format(w=world, o=out) for word in STAGES[stage].split()], said)
 
 
-def ended(process: int) -> int:
+def ended(process: ForkServerProcess) -> int:
     """The exit code, or -n of a process that signal n ended."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def killed(stage: str, world: Path, out: Path, said: Path, after: float, number: int) -> int:
     process = start(stage, world, out, said)
     time.sleep(after)
-    os.kill(process, number)
+    with suppress(ProcessLookupError):  # it had ended
+        os.kill(process.pid or 0, number)
     return ended(process)
 
 
@@ -161,7 +153,7 @@ def test_sigterm_is_one_line_and_exit_code_143(world: Path, tmp_path: Path) -> N
         process = start("train", world, out, said)
         while not re.search(r"\d+%", said.read_text() if said.exists() else ""):
             time.sleep(0.01)
-        os.kill(process, number)
+        os.kill(process.pid or 0, number)
         assert ended(process) == 128 + number
         lines = [line for line in re.split(r"[\r\n]+", said.read_text()) if line and "%|" not in line]
         line = f"lkv: error: {word}; run the same command again to go on from what is finished"

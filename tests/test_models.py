@@ -33,7 +33,7 @@ from lkv.engine import answer_tail, evict, look
 from lkv.errors import UserError
 from lkv.folders import MARK, seal
 from lkv.lookahead import describe
-from lkv.models import CARD, Loaded, choose_dtype, load, obtain, read_card, stop_ids
+from lkv.models import CARD, Loaded, choose_dtype, identity, load, obtain, read_card, stop_ids
 from lkv.prefill import prefill
 from lkv.registry import METHODS, get
 from lkv.study import read_spec
@@ -117,6 +117,22 @@ def test_a_model_is_replaced_as_a_whole(own: Path) -> None:
     assert [path.name for path in own.parent.iterdir()] == ["own"]
 
 
+def test_a_model_made_again_with_another_tokenizer_or_template_is_another(own: Path) -> None:
+    """Its old answers must not be found again; what only says where a tokenizer came from changes nothing."""
+    first = load(own, CPU).fingerprint
+    config = json.loads((own / "tokenizer_config.json").read_text())
+    for file, change, same in (
+        ("tokenizer_config.json", {"name_or_path": "elsewhere"}, True),
+        ("tokenizer_config.json", {"clean_up_tokenization_spaces": True}, False),
+        ("chat_template.jinja", "{{ messages[0].content }}", False),
+    ):
+        text = change if isinstance(change, str) else json.dumps(config | change)
+        (own / file).write_text(text)
+        facts = card(own)
+        facts["sha256"][file] = hashlib.sha256(text.encode()).hexdigest()
+        assert (identity(own, facts) == first) is same, file
+
+
 def test_a_model_whose_card_the_workflow_deleted_is_made_again(own: Path) -> None:
     """Snakemake deletes a rule's outputs, here the card alone, before it runs the rule again."""
     before = tree(own)
@@ -141,7 +157,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 def test_loaded_models_are_frozen_in_evaluation_mode_and_can_be_observed(tiny: Path) -> None:
     loaded = load(tiny, CPU, "float32")
-    assert (loaded.name, loaded.fingerprint) == ("mine", card(tiny)["fingerprint"])
+    assert (loaded.name, loaded.fingerprint) == ("mine", identity(tiny, card(tiny)))
     assert not any(part.training for part in loaded.model.modules())
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}

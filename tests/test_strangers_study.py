@@ -261,7 +261,7 @@ def test_facts_of_a_study_from_elsewhere_are_shown_in_its_report_and_never_read(
     assert " ".join(text.split()) in shown.replace("&#64;", "@")
 
 
-@pytest.mark.parametrize("config", [None, [], "x", {"models": "x", "ruler": [], "latency": {"lengths": 3}}])
+@pytest.mark.parametrize("config", [None, {}, {"models": "x", "ruler": [], "latency": {"lengths": 3}}])
 def test_facts_of_any_shape_have_a_front(config: Any, tmp_path: Path) -> None:
     write_json(tmp_path / "provenance.json", {"config": config})
     assert "system-message" not in page(study.front(str(tmp_path)))

@@ -77,7 +77,7 @@ def _read(source: str, path: str | Path | None) -> tuple[list[Question], list[st
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         raise ValueError(f"{shown(value)} where a text should be")
     return value
 
@@ -86,6 +86,13 @@ def _texts(values: Any) -> list[str]:
     if not isinstance(values, list) or not values:
         raise ValueError(f"{shown(values)} where a list of texts should be")
     return [_text(value) for value in values]
+
+
+def _joined(sentences: Any) -> str:
+    """A paragraph of HotpotQA; some of its sentences are empty."""
+    if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+        raise ValueError(f"{shown(sentences)} where a list of sentences should be")
+    return _text("".join(sentences))
 
 
 def _squad(data: dict[str, Any]) -> tuple[list[Question], list[str]]:
@@ -109,7 +116,7 @@ def _squad(data: dict[str, Any]) -> tuple[list[Question], list[str]]:
 
 def _hotpotqa(data: list[dict[str, Any]]) -> tuple[list[Question], list[str]]:
     ten = [
-        {_text(title): f"{title}\n{''.join(_texts(sentences))}" for title, sentences in item["context"]}
+        {_text(title): f"{title}\n{_joined(sentences)}" for title, sentences in item["context"]}
         for item in data
     ]
     texts = sorted({text for paragraphs in ten for text in paragraphs.values()})
