@@ -14,20 +14,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lkv.cli import evaluate as verbs
+from lkv.cli import main as cli
 from lkv.cli import outputs, parser
-from lkv.cli.main import main as cli
 from lkv.data.frozen import freeze
 from lkv.errors import UserError
 from lkv.files import atomic as writing
 from lkv.files.atomic import SUFFIX, atomic_write, sweep, temporary_folder
 from lkv.files.folders import FORMAT, MARK, foreign, is_ours, replace, replaceable, seal
 from lkv.files.json_files import write_json
+from lkv.model import sources as origins
+from lkv.model.fetch import obtain
+from lkv.report import plots
 from lkv.results import columns, recognise
 from lkv.results.csv_files import write_csv
 
@@ -114,6 +118,14 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert out == "" and err.count("\n") == 1 and err.startswith("lkv: error: ")
     after = {path: kind for path, kind in tree(Path.cwd()).items() if path not in ("log", "new")}
     assert after == before
+    return err
+
+
+def line_of(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """The one line of a refusal, where what lies there cannot be read."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("lkv: error: ")
     return err
 
 
@@ -232,6 +244,111 @@ def test_nothing_is_written_into_a_models_folder(place: Path, capsys: pytest.Cap
     assert "in the way of m" in line
 
 
+def test_nothing_is_written_into_an_adapters_folder(
+    place: Path, capsys: pytest.CaptureFixture[str], nothing_runs: list[str]
+) -> None:
+    (place / "A").mkdir()
+    (place / "A" / "adapter_config.json").write_text("")  # empty, so that no other reason is there
+    share = ["share", "--adapter", "A", "--licence", "x", "--out"]
+    assert "lies in the adapter's folder" in refused(capsys, *share, "A")
+    for out in ("A/adapter_config.json", "A/sub/it"):
+        assert "lies in the adapter's folder; give another --out" in refused(capsys, *share, out)
+        for given in ("--adapter A", "--arms main=A,group=max"):
+            assert "lies in the adapter's" in refused(capsys, *command("evaluate", out=out), *given.split())
+    assert "--log A/log lies in" in refused(capsys, *command("provenance", log="A/log"), "--adapters", "A")
+    assert nothing_runs == []
+    assert cli.main([*share, "adapters/A"]) == 0
+
+
+def test_a_folder_that_is_written_whole_holds_no_input(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "it").mkdir()
+    (place / "it" / "spec.yaml").write_text("name: it\n")
+    line = refused(capsys, "model", "--spec", "it/spec.yaml", "--out", "it")
+    assert "it holds it/spec.yaml, which is read as --spec" in line
+
+
+PARTS = [  # a command that reads a folder D, and outputs in it that a later run would read
+    ("table --results D --out", "D/paired", "D/table1"),
+    ("table --results D --out D/table1 --log", "D/provenance.json", "D/logs/table.log"),
+    ("plot latency --results D --out D/latency --log", "D/latency.csv", "D/latency.log"),
+    ("claims --results OTHERS --latency D --out", "D/latency.csv", "D/claims.md"),
+    ("claims --results OTHERS --also D --out", "D/accuracy.csv", "D/claims.md"),
+    ("score --benchmark longbench D --out", "D/hotpotqa.jsonl", "D/scores.csv"),
+    ("score --benchmark longbench D --out", "D/predictions.csv", "D/scores.csv"),
+    ("score --benchmark ruler D --out", "D/vt/snapkv.json", "D/vt/scores.csv"),
+    ("data longbench --model MODEL --task lcc --source folder:D --out", "D/qasper.jsonl", "D/mine.jsonl"),
+    ("data longproc --model MODEL --task x --data-folder D --out", "D/html_to_tsv_8k.jsonl", "D/mine.jsonl"),
+    (
+        "data ruler --model MODEL --task vt --length 9 --samples 1 --ready folder:D --out",
+        "D/4096.jsonl",
+        "D/mine.jsonl",
+    ),
+    ('data train --model MODEL --sources {"data":"file:D/*.jsonl"} --out', "D/train.jsonl", "train.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("words", "within", "allowed"), PARTS)
+def test_no_output_is_what_a_later_run_would_read_as_part_of_an_input(
+    words: str,
+    within: str,
+    allowed: str,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    nothing_runs: list[str],
+) -> None:
+    (place / "D").mkdir()
+    (place / "link").symlink_to("D")
+    for out in (within, within.replace("D/", "link/"), within.replace("D/", "missing/../D/")):
+        assert "would be read as part of --" in refused(capsys, *words.split(), out)
+    assert nothing_runs == []
+    assert cli.main([*words.split(), allowed]) == 0
+
+
+def test_what_a_link_in_a_folder_leads_to_is_part_of_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "D").mkdir()
+    (place / "elsewhere.csv").touch()
+    (place / "D" / "paired.csv").symlink_to("../elsewhere.csv")
+    assert "would be read as part of" in refused(capsys, "table", "--results", "D", "--out", "D/paired")
+
+
+@pytest.mark.parametrize("given", ["file:~/INPUT", "file:INPUT#sha256=0", "INPUT#sha256=0"])
+def test_an_input_is_known_in_whatever_words_it_is_named(
+    given: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    (place / "INPUT").write_text("")
+    words = [given if word == "INPUT" else word for word in command("data_ruler")]
+    assert "--log INPUT is read as --haystack" in refused(capsys, *words, "--log", "INPUT")
+
+
+def test_a_foreign_file_where_answers_are_kept_is_left_as_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], nothing_runs: list[str]
+) -> None:
+    answers = place / "X.answers"
+    answers.mkdir()
+    mine = (
+        '{"mine": true}\n',
+        '{"id": 1, "response": "my words"}\n',
+        '{"id": 1, "response": [1], "by": "me"}\n',
+    )
+    for name, content in itertools.product(("shard-00000.jsonl", "shard-00007.json"), mine):
+        (answers / name).write_text(content)
+        line = refused(capsys, *command("data_train", out="X.jsonl"))
+        assert f"X.answers/{name} is there" in line and "it is left as it is" in line
+        (answers / name).unlink()
+    assert nothing_runs == []
+    (answers / "notes.txt").write_text("beside them")
+    for number in range(3):
+        freeze(answers / f"shard-0000{number}.jsonl", [{"id": 1, "response": [1]}], run={})
+    (answers / "shard-00001.jsonl").write_bytes(b"\0damaged")  # and is generated again
+    (answers / "shard-00002.json").write_bytes(b"\0damaged")
+    assert cli.main(command("data_train", out="X.jsonl")) == 0
+
+
 def test_an_adapter_of_another_project_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "lora").mkdir()
     (place / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -271,6 +388,31 @@ def test_what_lkv_wrote_may_be_written_again(
     assert nothing_runs == [verb]
 
 
+@pytest.mark.parametrize(("verb", "flag"), FLAGS)
+def test_a_write_protected_file_of_ours_is_not_replaced(
+    verb: str, flag: str, place: Path, capsys: pytest.CaptureFixture[str], nothing_runs: list[str]
+) -> None:
+    """By its mode, so that it holds for root as well, who may write all files."""
+    for written in files(verb, flag, "it.jsonl"):
+        written.parent.mkdir(exist_ok=True)
+        written.touch(0o444)
+        (place / "link").symlink_to(written)
+        given = "link" if str(written) == "it.jsonl" else "it.jsonl"
+        for name in ("it.jsonl", given):
+            line = refused(capsys, *command(verb, **{flag: name}))
+            assert "is write-protected; it is left as it is: chmod u+w it, or give another --" in line
+        (place / "link").unlink()
+        written.unlink()
+    assert nothing_runs == []
+
+
+def test_a_write_protected_folder_of_a_model_is_not_replaced(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(place / "own").chmod(0o555)
+    assert "own is write-protected" in refused(capsys, *command("model", out="own"))
+
+
 PUBLISHED = [
     path
     for folder in ("results", "reports", "docs")
@@ -296,10 +438,11 @@ def producer(path: Path) -> recognise.Ours:
     others = {
         "provenance.json": outputs.WRITES["provenance"]["out"](path, argparse.Namespace())[0].ours,
         "claims.md": recognise.claims,
+        "table1.pdf": recognise.table_pdf,
         "table1.md": recognise.markdown_table,
         "table1.tex": recognise.latex_table,
     }
-    drawings = {".pdf": outputs.PDF, ".png": outputs.PNG, ".svg": outputs.SVG}
+    drawings = {".pdf": recognise.plot_pdf, ".png": recognise.plot_png, ".svg": recognise.plot_svg}
     if path.name in stems:
         return recognise.csv_of(stems[path.name])
     return others.get(path.name) or drawings[path.suffix]
@@ -308,6 +451,79 @@ def producer(path: Path) -> recognise.Ours:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_published_file_may_be_made_again_in_its_place(path: Path) -> None:
     assert producer(path)(path)
+
+
+def test_every_committed_figure_is_among_the_published_ones() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    figures = {ROOT / name for name in listed if name.endswith((".pdf", ".png", ".svg"))}
+    assert figures and figures <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg", "png"])
+@pytest.mark.parametrize("settings", [{}, {"dpi": 200}, {"dpi": 200, "metadata": {"Title": "mine"}}])
+def test_a_figure_that_another_program_drew_by_matplotlib_is_not_written_over(
+    suffix: str,
+    settings: dict[str, Any],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    nothing_runs: list[str],
+) -> None:
+    for width in (6.4, 7.2):
+        plain_figure(width).savefig(f"mine.{suffix}", **settings)
+        if (suffix, settings, width) == ("png", {"dpi": 200}, 7.2):
+            continue  # agrees in all that a PNG of ours says of itself
+        assert f"mine.{suffix} is there" in refused(capsys, *command("plot", out="mine"))
+        if suffix == "pdf":
+            assert "mine.pdf is there" in refused(capsys, *command("table", out="mine"))
+    assert nothing_runs == []
+
+
+def test_a_document_that_was_set_by_typst_is_not_written_over(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typst
+
+    (place / "mine.pdf").write_bytes(typst.compile(b"= Scores\nby method", format="pdf"))
+    for verb in ("table", "plot"):
+        assert "mine.pdf is there" in refused(capsys, *command(verb, out="mine"))
+
+
+def test_a_plot_and_a_table_are_not_taken_for_each_other() -> None:
+    reports = ROOT / "reports" / "smollm2-h100"
+    assert not recognise.plot_pdf(reports / "table1.pdf")
+    assert not recognise.table_pdf(reports / "pareto.pdf")
+
+
+def test_every_plot_that_lkv_draws_may_be_drawn_again(tmp_path: Path) -> None:
+    """Also those of which none is published, such as a single model's."""
+    drawn = set()
+    for kind, model in itertools.product(plots.KINDS, (None, "smollm2-135m-instruct")):
+        with suppress(UserError), plots.of_model(ROOT / "results" / "demo-cpu", kind, model) as folder:
+            assert plots.KINDS[kind](folder).get_figwidth() in recognise.WIDTHS
+            drawn.add(kind)
+    assert drawn == {"latency", "pareto", "training", "averages", "accuracy"}  # what the demo measures
+    plots.plot("latency", ROOT / "results" / "demo-cpu", tmp_path / "it")
+    for output in outputs.WRITES["plot"]["out"](tmp_path / "it", argparse.Namespace()):
+        assert output.ours is not None and output.ours(output.path)
+
+
+def plain_figure(width: float) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 2))
+    figure.subplots().set_title("Mine")
+    return figure
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR", b"%PDF", b"<?xml"]
+)
+def test_a_torn_figure_is_not_ours(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "it").write_bytes(content)
+    for ours in (recognise.plot_pdf, recognise.plot_png, recognise.plot_svg, recognise.table_pdf):
+        assert not ours(tmp_path / "it")
 
 
 def test_a_table_of_another_kind_is_not_ours_to_write_over(tmp_path: Path) -> None:
@@ -366,6 +582,19 @@ def test_the_current_folder_home_and_what_holds_them_are_never_replaced(
     monkeypatch.setenv("HOME", str(home))
     with pytest.raises(UserError, match=r"is (the current|your home) folder, or holds it"):
         replaceable(Path(out.replace("~", str(home))))
+
+
+def test_a_mount_point_is_refused_before_the_model_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "disk")
+    monkeypatch.setattr(origins, "maker", lambda source: pytest.fail)
+    for out in ("disk", "link"):
+        with pytest.raises(UserError, match=f"{out} is a mount point.*; give a folder in it as --out"):
+            obtain({"name": "tiny", "source": {"kind": "random"}}, tmp_path / out)
+    assert replaceable(tmp_path / "disk" / "model") == tmp_path / "disk" / "model"
 
 
 @pytest.mark.parametrize("out", ["typo/../other", "other", "link"])
@@ -470,6 +699,21 @@ def test_data_that_is_read_again_is_not_written_to_a_stream(
     assert cli.main(command("evaluate", out="/dev/stdout", log="/dev/null")) == 0
     assert cli.main(command("claims", out="/dev/stdout")) == 0
     assert nothing_runs == ["evaluate", "claims"]
+
+
+def test_what_is_written_more_than_once_or_under_several_names_is_not_written_to_a_stream(
+    place: Path, capsys: pytest.CaptureFixture[str], nothing_runs: list[str]
+) -> None:
+    os.mkfifo(place / "pipe")
+    for stream in (place / "pipe", "/dev/stdout", "/dev/null"):
+        for verb, flag in (("judge", "judgements"), ("latency", "out")):
+            assert f"--{flag} {stream} is no file" in line_of(capsys, command(verb, **{flag: stream}))
+        for verb in ("plot", "table"):
+            line = line_of(capsys, command(verb, out=stream))
+            assert f"--out {stream} is no file, and pdf" in line and "give a path without suffix" in line
+        assert "is no folder" in line_of(capsys, command("model", out=stream))
+    assert not Path("/dev/null.pdf").exists()
+    assert nothing_runs == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])

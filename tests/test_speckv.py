@@ -178,11 +178,11 @@ def test_a_batch_of_prompts_is_drafted_as_each_alone(model: PreTrainedModel) -> 
     short = greedy(drafter.model, ids[:1], 32)
     stop = next(token for i, token in enumerate(short) if i > 3 and token not in short[:i])
     method = speckv.method(replace(drafter, stop=frozenset({stop})), tiny_tokenizer())
-    settings = {"stop": frozenset({257})}
-    both, _ = prefill(model, ids, method.rows, **settings)
+    answering = Answering(frozenset({257}))
+    both, _ = prefill(model, ids, method.rows, answering=answering)
     [seen] = observe(both, method, [40])
     for b in range(2):
-        alone, _ = prefill(model, ids[b : b + 1], method.rows, **settings)
+        alone, _ = prefill(model, ids[b : b + 1], method.rows, answering=answering)
         [truth] = observe(alone, method, [40])
         for mine, theirs in zip(seen, truth, strict=True):
             torch.testing.assert_close(mine[b : b + 1], theirs, rtol=1e-4, atol=1e-6)

@@ -1,7 +1,8 @@
 """What each verb writes, and what it may not write over; checked before any work.
 
 Every path that a verb is given is something it reads, unless the table says that it is written. No output may
-be an input, another output, or a file that this program did not write.
+be an input, another output, a file that this program did not write, or what a later run would read as part of
+an input.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lkv.bench.longbench import tasks as longbench
+from lkv.data.documents import PIN
 from lkv.errors import UserError
+from lkv.files import sums
 from lkv.files.atomic import is_stream, sweep, target
+from lkv.files.reading import expanded
+from lkv.registry import SELF
 from lkv.results import columns, recognise
-from lkv.results.recognise import Ours, csv_of, drawn, json_of, jsonl_of
+from lkv.results.paths import PATHS
+from lkv.results.recognise import Ours, csv_of, json_of, jsonl_of
 
 Arguments = argparse.Namespace
 
@@ -28,7 +36,8 @@ class Output:
 
     path: Path
     ours: Ours | None  # None: a folder, whose files are outputs of their own or are looked at by the verb
-    alone: bool = True  # one file, nothing beside it: it may as well be written through to a stream
+    alone: bool = True  # one file, written once and not read again: it may as well be a stream
+    holds: tuple[Output, ...] = ()  # of a folder: what lies in it and is written again
 
 
 Writes = Callable[[Path, Arguments], list[Output]]
@@ -38,8 +47,8 @@ def _file(ours: Ours, alone: bool = True) -> Writes:
     return lambda path, args: [Output(path, ours, alone)]
 
 
-def _csv(*columns: str) -> Writes:
-    return _file(csv_of(columns))
+def _csv(*columns: str, alone: bool = True) -> Writes:
+    return _file(csv_of(columns), alone)
 
 
 def _frozen(*keys: str) -> Writes:
@@ -54,7 +63,10 @@ def _frozen(*keys: str) -> Writes:
 def _training_data(path: Path, args: Arguments) -> list[Output]:
     prompts = _frozen("id", "length", "ids")
     unanswered = prompts(path.with_suffix(".prompts.jsonl"), args)
-    return [*prompts(path, args), *unanswered, Output(path.with_suffix(".answers"), None)]
+    answers = path.with_suffix(".answers")
+    shards = [*answers.glob("shard-?????.jsonl"), *answers.glob("shard-?????.json")]
+    holds = tuple(Output(shard, recognise.shard) for shard in sorted(shards))
+    return [*prompts(path, args), *unanswered, Output(answers, None, holds=holds)]
 
 
 def _adapter(*others: tuple[str, Ours]) -> Writes:
@@ -69,7 +81,16 @@ def _adapter(*others: tuple[str, Ours]) -> Writes:
 
 
 def _rendered(**suffixes: Ours) -> Writes:
-    return lambda path, args: [Output(Path(f"{path}.{suffix}"), ours) for suffix, ours in suffixes.items()]
+    """Files side by side, each with its suffix behind what is given."""
+
+    def writes(path: Path, args: Arguments) -> list[Output]:
+        if is_stream(path):
+            raise UserError(
+                f"--out {path} is no file, and {', '.join(suffixes)} are written; give a path without suffix"
+            )
+        return [Output(Path(f"{path}.{suffix}"), ours) for suffix, ours in suffixes.items()]
+
+    return writes
 
 
 def _gathered(path: Path, args: Arguments) -> list[Output]:
@@ -82,7 +103,6 @@ def _gathered(path: Path, args: Arguments) -> list[Output]:
     return [Output(path, csv_of(kinds[args.kind]))]
 
 
-PDF, PNG, SVG = drawn(b"%PDF"), drawn(b"\x89PNG"), drawn(b"<?xml")
 BENCHMARK = _frozen("benchmark", "task", "sample", "planned")
 JOURNAL = _file(recognise.journal, alone=False)
 SAMPLES = _csv(*columns.SAMPLE_COLUMNS)
@@ -100,10 +120,14 @@ WRITES: Mapping[str, Mapping[str, Writes]] = {
     "evaluate": {"journal": JOURNAL, "out": SAMPLES},
     "inspect": {"recall": _csv(*columns.RECALL_COLUMNS), "kept": _csv(*columns.KEPT_COLUMNS)},
     "mtbench": {"journal": JOURNAL, "out": _file(jsonl_of("question_id", "questions", "method"))},
-    "judge": {"journal": JOURNAL, "judgements": _csv(*columns.JUDGEMENT_COLUMNS), "out": SAMPLES},
+    "judge": {
+        "journal": JOURNAL,
+        "judgements": _csv(*columns.JUDGEMENT_COLUMNS, alone=False),
+        "out": SAMPLES,
+    },
     "score": {"out": _csv("task", "n", "score")},
     "plan": {},
-    "latency": {"out": _csv(*columns.LATENCY_COLUMNS)},
+    "latency": {"out": _csv(*columns.LATENCY_COLUMNS, alone=False)},
     "throughput": {"out": _csv(*columns.THROUGHPUT_COLUMNS)},
     "summarise": {"out": _csv(*columns.ACCURACY_COLUMNS), "paired": _csv(*columns.PAIRED_COLUMNS)},
     "ablation": {"out": _csv(*columns.ABLATION_COLUMNS)},
@@ -113,20 +137,31 @@ WRITES: Mapping[str, Mapping[str, Writes]] = {
     "provenance": {"out": _file(json_of("study", "commit", "config"))},
     "table": {
         "out": _rendered(
-            pdf=PDF,
+            pdf=recognise.table_pdf,
             md=recognise.markdown_table,
             tex=recognise.latex_table,
             html=recognise.html_table,
             csv=csv_of(columns.TABLE_COLUMNS),
         )
     },
-    "plot": {"out": _rendered(pdf=PDF, svg=SVG, png=PNG)},
+    "plot": {"out": _rendered(pdf=recognise.plot_pdf, svg=recognise.plot_svg, png=recognise.plot_png)},
     "claims": {"out": _file(recognise.claims)},
     "generate": {},
 }
 LOG = _file(recognise.log)
 NAMING = ("arms", "draft", "haystack", "hotpotqa", "ready", "source", "sources", "squad")  # paths in words
-MODELS = ("model", "models", "draft")  # folders that hold one model and nothing else
+# Flags whose folder holds one thing, and nothing else may come into it.
+WHOLE = dict.fromkeys(("model", "models", "draft"), "model")
+WHOLE |= dict.fromkeys(("adapter", "adapters", "arms"), "adapter")
+# What is read of the other folders that a flag names, by its path in them.
+OF_A_STUDY = [Path(path).name for path in PATHS.values() if path.count("/") == 2]
+STUDY = "|".join(map(re.escape, [*OF_A_STUDY, sums.LIST]))
+READ = dict.fromkeys(("results", "latency", "also"), STUDY) | {
+    "path": r"[^/]+\.jsonl|predictions\.csv(\.gz)?|[^/]+/[^/]+\.json",
+    "ready": r"\d+\.(jsonl|csv|csv\.gz|parquet)|\d+/[^/]+\.jsonl|\d+/data/[^/]+/validation\.jsonl",
+    "source": rf"({'|'.join(map(re.escape, longbench.TASKS))})\.jsonl",
+    "data_folder": r"(data/)?(html_to_tsv/)?(html_to_tsv_[^/]+\.json|prompts\.yaml)",
+}
 
 
 def check(args: Arguments) -> None:
@@ -136,10 +171,7 @@ def check(args: Arguments) -> None:
         if _is_stream(flag, output):
             continue
         for other, found in reads:
-            if _same(output.path, found):
-                raise UserError(f"--{flag} {output.path} is read as --{other}; give another --{flag}")
-            if other in MODELS and _real(found) in _real(output.path).parents:
-                raise UserError(f"--{flag} {output.path} lies in the model's folder; give another --{flag}")
+            _unread(flag, output, other, found)
         for other, earlier in written[:i]:
             if not is_stream(earlier.path):
                 _apart(flag, output, other, earlier)
@@ -154,8 +186,7 @@ def check_log(args: Arguments) -> None:
         return
     [output] = LOG(args.log, args)
     for other, found in _reads(args):
-        if _same(args.log, found):
-            raise UserError(f"--log {args.log} is read as --{other}; give another --log")
+        _unread("log", output, other, found)
     for other, written in _written(args):
         if other != "log":
             _apart("log", output, other, written)
@@ -186,23 +217,25 @@ def _reads(args: Arguments) -> Iterator[tuple[str, Path]]:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, Path):
                 yield flag, item
-            elif flag in NAMING and item is not None:
+            elif flag in NAMING and item not in (None, SELF):
                 yield flag, _named(item)
 
 
 def _named(item: Any) -> Path:
-    """The path in `folder:PATH`, `NAME=FOLDER,KEY=VALUE`, {"data": "file:PATH"} or PATH."""
-    text = str(item.get("data", "") if isinstance(item, dict) else item)
-    text = re.sub(r"^(folder|zip|file):", "", text)
+    """The path in `folder:PATH`, `NAME=FOLDER,KEY=VALUE`, {"data": "file:PATH"} or PATH, pinned or not."""
+    text = str(item.get("data", "") if isinstance(item, dict) else item).partition(PIN)[0]
+    kind, _, place = text.partition(":")
+    if kind in ("folder", "zip", "file"):
+        return expanded(place)
     return Path(re.sub(r"^[^/=]+=([^,]*).*", r"\1", text))
 
 
 def _is_stream(flag: str, output: Output) -> bool:
-    if not is_stream(output.path):
+    if output.ours is None or not is_stream(output.path):
         return False
     if not output.alone:
         raise UserError(
-            f"--{flag} {output.path} is no file, and what lkv writes there is read again; give a file"
+            f"--{flag} {output.path} is no file, and lkv writes it again and again, or reads it; give a file"
         )
     return True
 
@@ -219,6 +252,29 @@ def _same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
+def _unread(flag: str, output: Output, other: str, found: Path) -> None:
+    """An output is nothing that is read as `other`: not now, and not by a later run."""
+    way_out, given = f"give another --{flag}", f"--{flag} {output.path}"
+    if _same(output.path, found):
+        raise UserError(f"{given} is read as --{other}; {way_out}")
+    source, named = _real(found), _real(output.path.parent) / output.path.name
+    for place in (named, _real(named)):  # readers of a folder find a link in it by its name
+        if other in WHOLE and source in place.parents:
+            raise UserError(f"{given} lies in the {WHOLE[other]}'s folder; {way_out}")
+        if _is_part(place, other, source):
+            raise UserError(f"{given} would be read as part of --{other} {found}; {way_out}")
+        if output.ours is None and place in source.parents:
+            raise UserError(f"{given} holds {found}, which is read as --{other}; {way_out}")
+
+
+def _is_part(place: Path, other: str, source: Path) -> bool:
+    """Whether a reader of a folder, or of a pattern of names, would take up what lies at `place`."""
+    if source in place.parents:
+        inside = place.relative_to(source).as_posix()
+        return other in READ and re.fullmatch(READ[other], inside) is not None
+    return "*" in source.name and place.match(str(source))
+
+
 def _apart(flag: str, output: Output, other: str, earlier: Output) -> None:
     """Two outputs are two files, neither of them in the place of the other's folder."""
     one, two = _real(output.path), _real(earlier.path)
@@ -233,16 +289,21 @@ def _apart(flag: str, output: Output, other: str, earlier: Output) -> None:
 
 def _check_place(flag: str, output: Output) -> None:
     """A file of ours, an empty one or none lies there, and a file can be made there."""
-    path = output.path
-    if output.ours is not None:
-        place = target(path)
-        if place.exists() and place.stat().st_size and not output.ours(place):
-            raise UserError(
-                f"--{flag}: {path} is there and is no such file as lkv writes; "
-                f"it is left as it is: move it away, or give another --{flag}"
-            )
-    elif path.exists() and not path.is_dir():
-        raise UserError(f"--{flag}: {path} is there and is no folder; give another --{flag}")
+    path, way_out = output.path, f"give another --{flag}"
+    place = path if output.ours is None else target(path)
+    if output.ours is not None and place.exists() and place.stat().st_size and not output.ours(place):
+        raise UserError(
+            f"--{flag}: {path} is there and is no such file as lkv writes; "
+            f"it is left as it is: move it away, or {way_out}"
+        )
+    if output.ours is None and place.exists() and not place.is_dir():
+        raise UserError(f"--{flag}: {path} is there and is no folder; {way_out}")
+    if place.exists() and not place.stat().st_mode & stat.S_IWUSR:
+        raise UserError(
+            f"--{flag}: {path} is write-protected; it is left as it is: chmod u+w it, or {way_out}"
+        )
+    for part in output.holds:
+        _check_place(flag, part)
     above = next(parent for parent in _real(path).parents if parent.exists())
     if not above.is_dir():
         raise UserError(f"--{flag} {path}: {above} is no folder; correct the path")

@@ -64,6 +64,8 @@ def replaceable(out: Path) -> Path:
     for name, kept in (("the current folder", Path.cwd()), ("your home folder", Path.home())):
         if place == kept.resolve() or place in kept.resolve().parents:
             raise UserError(f"{out} is {name}, or holds it; give a new folder as --out")
+    if os.path.ismount(place):
+        raise UserError(f"{out} is a mount point, which cannot be replaced; give a folder in it as --out")
     if place.exists() and not place.is_dir():
         raise UserError(f"{out} is no folder; give a new folder as --out")
     if place.exists() and (reason := foreign(place)):

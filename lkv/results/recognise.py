@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lkv.results.journal import kind_of
 HEAD = 1 << 20  # bytes that tell what a file is
 LOOKAHEAD, LEARNED = "lookahead.json", "lookahead_tokens.safetensors"  # of an adapter: nobody else's
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")  # of everybody's adapters
+WIDTHS = (3.6, 4.8, 5.0, 5.2, 7.2)  # inches, of all that lkv plot draws
 
 Ours = Callable[[Path], bool]
 
@@ -61,14 +62,42 @@ def text_of(pattern: str) -> Ours:
     return ours
 
 
-def drawn(start: bytes) -> Ours:
-    """What begins so, and names Matplotlib or Typst as its maker."""
+def plotted(start: bytes, size: str, date: bytes) -> Ours:
+    """A figure as lkv plot saves it: Matplotlib's, in our fonts, of a width of ours and without a date."""
+    width = "|".join(re.escape(f"{72 * inches:g}") for inches in WIDTHS)
+    sized = re.compile(size.replace("WIDTH", f"(?:{width})").encode())
 
     def ours(path: Path) -> bool:
         content = path.read_bytes()
-        return content.startswith(start) and (b"Matplotlib" in content or b"Typst" in content)
+        drawn = b"Matplotlib" in content and b"STIXGeneral" in content and date not in content
+        return content.startswith(start) and drawn and sized.search(content) is not None
 
     return ours
+
+
+plot_pdf = plotted(b"%PDF", r"/MediaBox \[ 0 0 WIDTH ", b"/CreationDate")
+plot_svg = plotted(b"<?xml", r'<svg [^>]*\bwidth="WIDTHpt"', b"<dc:date>")
+
+
+def plot_png(path: Path) -> bool:
+    """A PNG as lkv plot saves it: Matplotlib's, of 200 dots an inch and a width of ours, and no word more.
+
+    A figure of another program that agrees in all of this cannot be told from ours.
+    """
+    chunks = dict(_chunks(path.read_bytes()))
+    if set(chunks) != {b"IHDR", b"tEXt", b"pHYs", b"IDAT", b"IEND"}:
+        return False
+    width, form = int.from_bytes(chunks[b"IHDR"][:4], "big"), chunks[b"IHDR"][8:]
+    drawn = chunks[b"tEXt"].startswith(b"Software\0Matplotlib version") and form == b"\x08\x06\0\0\0"
+    dots = (7874).to_bytes(4, "big")  # a metre
+    return drawn and chunks[b"pHYs"] == dots * 2 + b"\1" and width in [round(200 * size) for size in WIDTHS]
+
+
+def table_pdf(path: Path) -> bool:
+    """A table as lkv table sets it: Typst's, with our title and without a date."""
+    content = path.read_bytes()
+    made = b"Typst" in content and b"Score by method and budget" in content
+    return content.startswith(b"%PDF") and made and b"/CreationDate" not in content
 
 
 def journal(path: Path) -> bool:
@@ -79,6 +108,15 @@ def journal(path: Path) -> bool:
 def adapter_part(path: Path) -> bool:
     """A file of an adapter that lies beside what only our adapters have."""
     return (path.parent / LEARNED).is_file() or json_of("base_model", "sha256")(path.parent / LOOKAHEAD)
+
+
+def shard(path: Path) -> bool:
+    """A shard of answers, or its facts: either of the two may be damaged."""
+    answers, facts = path.with_suffix(".jsonl"), path.with_suffix(".json")
+    if json_of("sha256", "records", "run")(facts):
+        return True
+    record = _parsed(_head(answers).partition(b"\n")[0]) if answers.is_file() else None
+    return isinstance(record, dict) and set(record) == {"id", "response"} and type(record["response"]) is list
 
 
 def require_own_adapter(folder: Path) -> None:
@@ -105,6 +143,15 @@ model_card = text_of(r"^---\nbase_model: [^\n]*\nlibrary_name: peft\n(?s:.)*tags
 def _head(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(HEAD)
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, content) of a PNG's chunks."""
+    at = 8 if content.startswith(b"\x89PNG\r\n\x1a\n") else len(content)
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        yield content[at + 4 : at + 8], content[at + 8 : at + 8 + size]
+        at += 12 + size
 
 
 def _lines(path: Path) -> list[str]:
