@@ -79,7 +79,7 @@ MENDED = {"budgets": [32], "lookaheadkv": {"kernel": 5}, "ruler": LATE["ruler"] 
     ("key", "said"),
     [
         ("budgets", "budgets: budget 16 is too small for snapkv, which needs 32; give 32 or more, or leave"),
-        ("lookaheadkv", "lookaheadkv.kernel: 6 is not allowed; allowed: entries pooled, an odd integer"),
+        ("lookaheadkv", "lookaheadkv.kernel: 6 is not allowed; allowed: an odd integer of 1 or more"),
         ("ruler", "ruler.samples: 3.0 is not allowed; allowed: an integer of 1 or more"),
     ],
 )

@@ -25,7 +25,8 @@ from lkv.study.budgets import check_study
 from lkv.study.commands import NOT_GIVEN, local, ruler_sources
 from lkv.study.jobs import MTBENCH, cells, tasks
 from lkv.study.models import draft, trained
-from lkv.study.schema import SCHEMAS, at, check, model_spec
+from lkv.study.schema import at, check, model_spec
+from lkv.study.settings.json_schema import study_schema
 
 
 def read_config(path: Path, root: Path = Path()) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def read_config(path: Path, root: Path = Path()) -> dict[str, Any]:
 
 def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "config") -> dict[str, Any]:
     """The study config with its defaults filled in, or a UserError of one line that starts with `source`."""
-    study = check(config, SCHEMAS / "config.schema.yaml", source)
+    study = check(config, study_schema(), source)
     _check_methods(study, source)
     drafts = [name for name in study["speckv"]["drafts"].values() if name != SELF]
     specs = {name: model_spec(name, root, source) for name in [*study["models"], *drafts]}

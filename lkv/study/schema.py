@@ -71,9 +71,9 @@ def _schema(file: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
+def check(value: Any, schema: Path | Mapping[str, Any], source: str) -> dict[str, Any]:
     """`value` with the schema's defaults, or a UserError: the first wrong key, its value, what is allowed."""
-    schema = _schema(schema_file)
+    schema = _schema(schema) if isinstance(schema, Path) else schema
     filled = _with_defaults(value, schema)
     try:
         from jsonschema import Draft202012Validator
