@@ -15,7 +15,8 @@ from lkv.errors import UserError, one_of, plain
 from lkv.registry import FULL, SELF, check_given
 from lkv.results.paths import CARD, MODEL_CARD
 from lkv.study.budgets import check_budgets, check_kernel, check_once
-from lkv.study.commands import RECIPE_CHOICES, RECIPE_KEYS
+from lkv.study.settings.declare import declared
+from lkv.study.settings.training import Choosing
 
 if TYPE_CHECKING:
     from lkv.interface import Method, PromptRows, Recipe
@@ -61,7 +62,7 @@ def load_model(args: Arguments) -> Loaded:
     facts = f"{loaded.name} on {loaded.model.device}, {loaded.dtype}, attention {loaded.backend}"
     facts += f"; {loaded.note}" if loaded.note else ""
     log.info(facts)
-    if args.verb != "generate":  # whose standard output is the answer alone
+    if args.command != "generate":  # whose standard output is the answer alone
         print(facts)
     return loaded
 
@@ -86,7 +87,7 @@ def check_comparison(args: Arguments) -> None:
     """What the words of a verb that compares methods say, before a model is loaded for it."""
     for key in ("methods", "budgets", "lengths", "temperatures"):
         check_once(getattr(args, key, []), f"--{key}")
-    check_budgets(args.budgets, args.methods, "--budget" if args.verb == "generate" else "--budgets")
+    check_budgets(args.budgets, args.methods, "--budget" if args.command == "generate" else "--budgets")
     check_kernel(args.kernel, "--kernel")
     drawn = bool(getattr(args, "shape", None))  # random weights, and modules of the same kind
     for name in args.methods:
@@ -110,16 +111,17 @@ def _arm(word: str, args: Arguments) -> tuple[str, str, dict[str, Any]]:
     """Name, folder and recipe of `arm=folder,key=value,…`: flags give what it leaves out."""
     name, _, rest = word.partition("=")
     folder, *settings = rest.split(",")
-    given: dict[str, Any] = {key: vars(args)[key] for key in RECIPE_KEYS}
+    keys = declared(Choosing)
+    given: dict[str, Any] = {key: vars(args)[key] for key in keys}
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in given:
             raise one_of(f"setting of the arm {name!r}:", key, given)
-        if key in RECIPE_CHOICES and value not in RECIPE_CHOICES[key]:
-            raise one_of(f"{key} of the arm {name!r}:", value, RECIPE_CHOICES[key])
-        if key not in RECIPE_CHOICES and not re.fullmatch("[0-9]{1,4}", value):
+        if (choices := keys[key].choices) and value not in choices:
+            raise one_of(f"{key} of the arm {name!r}:", value, choices)
+        if not choices and not re.fullmatch("[0-9]{1,4}", value):
             raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number, 9999 at most")
-        given[key] = value if key in RECIPE_CHOICES else int(value)
+        given[key] = value if choices else int(value)
     check_kernel(given["kernel"], f"the arm {name!r}")
     return name, folder, given
 

@@ -123,6 +123,7 @@ WRITES: Mapping[str, Mapping[str, Writes]] = {
     "plot": {"out": _rendered(pdf=PDF, svg=SVG, png=PNG)},
     "claims": {"out": _file(recognise.claims)},
     "generate": {},
+    "ls": {},
 }
 LOG = _file(recognise.log)
 NAMING = ("arms", "draft", "haystack", "hotpotqa", "ready", "source", "sources", "squad")  # paths in words

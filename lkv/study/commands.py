@@ -14,16 +14,12 @@ from lkv.study.arms import arms, reference_arm, same_data, same_modules
 from lkv.study.jobs import MTBENCH, budgets, folders
 from lkv.study.models import draft, shape_alone, timed_model
 from lkv.study.schema import model_spec
+from lkv.study.settings.declare import declared
+from lkv.study.settings.training import Choosing
 
 # The config key, and the flag of `lkv data ruler`, that says where a task's haystack comes from.
 SOURCES = {"essays": "haystack", "squad": "squad", "hotpotqa": "hotpotqa"}
-RECIPE_KEYS = ("group", "pool", "kernel", "order", "beside")
-RECIPE_CHOICES = {
-    "group": ("mean", "max"),
-    "pool": ("max", "avg", "none"),
-    "order": ("group_pool", "pool_group"),
-}  # the others: numbers
-
+RECIPE_KEYS = tuple(declared(Choosing))  # in the order of the command line
 NOT_GIVEN = "the true answers are known of offline prompts alone, not of data sets"
 
 

@@ -37,9 +37,15 @@ def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[s
     checked(f"{source}, models:", name, WORD, "letters, digits, '.', '_', '+', '-', no other at the front")
     path = Path(SPEC.format(model=name))
     if not (found := at(path, root)).is_file():
-        known = {spec.stem for base in (root, SHIPPED) for spec in (base / path.parent).glob("*.yaml")}
-        raise one_of(f"model in {source}, models:", name, sorted(known), f"a new one is a file {path}")
+        known = known_models(root)
+        raise one_of(f"model in {source}, models:", name, known, f"a new one is a file {path}")
     return read_spec(found, str(path))
+
+
+def known_models(root: Path = Path()) -> list[str]:
+    """The names of all files config/models/NAME.yaml."""
+    folder = Path(SPEC).parent
+    return sorted({spec.stem for base in (root, SHIPPED) for spec in (base / folder).glob("*.yaml")})
 
 
 def spec_file(name: str) -> str:

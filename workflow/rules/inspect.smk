@@ -49,7 +49,7 @@ rule gather_recall:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind recall --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
+        "python -m lkv gather recall --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 rule gather_kept:
@@ -62,4 +62,4 @@ rule gather_kept:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind kept --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
+        "python -m lkv gather kept --parts {input.parts:q} --out {output.csv:q} --log {log:q}"

@@ -81,7 +81,8 @@ class Declared(NamedTuple):
     @property
     def choices(self) -> tuple[str, ...]:
         """The allowed words of a key that takes one of a few."""
-        return next((get_args(kind) for kind in self.kinds if get_origin(kind) is Literal), ())
+        kinds = [get_args(kind)[0] if get_origin(kind) is list else kind for kind in self.kinds]
+        return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 @cache
