@@ -24,6 +24,7 @@ from lkv.results.csv_files import read_csv
 from lkv.study import check as study
 from lkv.study import schema
 from lkv.study.budgets import check_budgets
+from lkv.study.named_files import check_files
 
 MARK = b"\xef\xbb\xbf"  # the byte order mark that some Windows tools write
 
@@ -173,12 +174,12 @@ def test_a_running_study_first_looks_for_the_files_that_its_jobs_read(
     }
     for rule, change in given.items():
         config = study.validate(tiny | change, tmp_path)
-        study.check_files(config, ["latency"])
+        check_files(config, ["latency"])
         with pytest.raises(UserError, match=r"no such file or folder: .*; correct the path") as error:
-            study.check_files(config, [rule])
+            check_files(config, [rule])
         assert named[rule] in str(error.value)
         (tmp_path / named[rule].replace("*", "1")).touch()
-        study.check_files(config, [rule])
+        check_files(config, [rule])
 
 
 # ---- YAML -------------------------------------------------------------------------------------------------
