@@ -325,9 +325,9 @@ EVALUATE = "evaluate --model {0}/gone --data {0}/gone.jsonl --study s --journal 
     ("words", "said"),
     [
         (EVALUATE + "--methods snapkv --budgets 31", "--budgets: budget 31 is too small for snapkv"),
-        (EVALUATE + "--methods snapkv --budgets 64 64", "--budgets: 64 stands twice; give it once"),
-        (EVALUATE + "--methods snapkv snapkv --budgets 64", "--methods: snapkv stands twice"),
-        (EVALUATE + "--methods full --budgets 64 --temperatures 0 0.0", "--temperatures: 0.0 stands twice"),
+        (EVALUATE + "--methods snapkv --budgets 64 64", "--budgets: 64 is given twice; give it once"),
+        (EVALUATE + "--methods snapkv snapkv --budgets 64", "--methods: snapkv is given twice"),
+        (EVALUATE + "--methods full --budgets 64 --temperatures 0 0.0", "--temperatures: 0.0 is given twice"),
         (
             EVALUATE + "--methods full --budgets 64 --kernel 4",
             "--kernel: a pooling kernel of 4 has no middle",

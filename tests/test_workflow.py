@@ -650,10 +650,10 @@ def test_arms_beside_the_methods_are_read_by_the_plots_of_scores(tiny: dict[str,
     tiny["ablation"] = {"arms": {"n8": {"tokens": 8}}, "beside": ["n8"]}
     config = study.validate(tiny, ROOT)
     for kind in kinds.PLOTS:
-        reads = "results/tiny/ablation.csv" in targets.plotted(kind, "tiny", config)
+        reads = "results/tiny/ablation.csv" in targets.plot_inputs(kind, "tiny", config)
         assert reads == (kind in ("averages", "accuracy", "ablation")), kind
     config["ablation"]["beside"] = []
-    assert targets.beside_methods("tiny", config) == []
+    assert targets.arms_in_tables("tiny", config) == []
     tiny["ablation"]["beside"] = ["n9"]
     with pytest.raises(UserError, match=r"ablation.beside: n9.*n8|n9.*n8"):
         study.validate(tiny, ROOT)

@@ -66,7 +66,7 @@ def data_longproc(args: Arguments) -> None:
 
 
 def _protocol(args: Arguments) -> Protocol:
-    """What the command line says, else what the model's card does: a base model's prompts stay raw."""
+    """The protocol of the command line; the model's card fills the gaps (a base model's prompts stay raw)."""
     from lkv.model.card import read_card
 
     card = read_card(args.model)
@@ -80,7 +80,7 @@ def _protocol(args: Arguments) -> Protocol:
 
 
 def _context(folder: Path) -> int | None:
-    """How many tokens a model takes, where its card says so."""
+    """The context of a model in tokens, if its card states it."""
     from lkv.model.card import read_card
 
     most: int | None = read_card(folder).get("context")
@@ -88,7 +88,7 @@ def _context(folder: Path) -> int | None:
 
 
 def _freeze(args: Arguments, records: Iterable[dict[str, Any]], length: int = 0, **facts: Any) -> None:
-    """A benchmark's records with their hash; a task without records is an error."""
+    """Writes a benchmark's records with their hash. Raises UserError for a task without records."""
     from lkv.data.frozen import freeze
 
     made = freeze(

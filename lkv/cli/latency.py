@@ -73,7 +73,7 @@ def latency(args: Arguments) -> None:
 
 
 def _draft_shape(args: Arguments) -> Any:
-    """The sizes of SpecKV's draft model, for what its overhead should be."""
+    """The shape of SpecKV's draft model, from which its theoretical overhead is computed."""
     from lkv.model.shape import Shape
 
     if not args.shape or args.draft in (None, SELF):
@@ -82,7 +82,7 @@ def _draft_shape(args: Arguments) -> Any:
 
 
 def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
-    """A model of random weights, and the methods with a draft model and an adapter of the same kind."""
+    """A model of random weights, and the methods with a random draft model and adapter."""
     from lkv.distributed import gpu_lease as device
     from lkv.lookahead.adapter import LookaheadKV
     from lkv.model.random_weights import of_shape

@@ -1,4 +1,4 @@
-"""What several commands load: models, methods, samples."""
+"""Loads what several commands need: models, methods, samples."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def notify(notice: str) -> None:
 
 
 def sample_records(path: Path) -> list[dict[str, Any]]:
-    """A benchmark's frozen prompts."""
+    """A benchmark's frozen prompts, each checked to have all fields and a metric that scores it."""
     from lkv.bench import score
     from lkv.data.frozen import load
     from lkv.files.reading import require
     from lkv.measure.conditions import RECORD
 
-    found = []
+    records = []
     for number, record in enumerate(load(path), 1):
         place = f"{path}, line {number}"
-        found.append(require(record, RECORD, place, "lkv data"))
+        records.append(require(record, RECORD, place, "lkv data"))
         try:
             score(record, "")  # whether it can be scored is known before the model runs
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-    if not found:
+    if not records:
         raise UserError(f"{path} has no records; build it again with lkv data")
-    return found
+    return records
 
 
 def load_model(args: Arguments) -> Loaded:
@@ -84,7 +84,7 @@ def named_methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
 
 
 def check_comparison(args: Arguments) -> None:
-    """What the words of a verb that compares methods say, before a model is loaded for it."""
+    """Checks the flags of a command that compares methods, before a model is loaded for it."""
     for key in ("methods", "budgets", "lengths", "temperatures"):
         check_once(getattr(args, key, []), f"--{key}")
     check_budgets(args.budgets, args.methods, "--budget" if args.command == "generate" else "--budgets")
@@ -108,7 +108,7 @@ def _check_folder(folder: str | Path, card: str, maker: str) -> None:
 
 
 def _arm(word: str, args: Arguments) -> tuple[str, str, dict[str, Any]]:
-    """Name, folder and recipe of `arm=folder,key=value,…`: flags give what it leaves out."""
+    """Name, folder and recipe of an arm `name=folder,key=value,…`; flags give the keys that it leaves out."""
     name, _, rest = word.partition("=")
     folder, *settings = rest.split(",")
     keys = declared(Choosing)
@@ -127,7 +127,7 @@ def _arm(word: str, args: Arguments) -> tuple[str, str, dict[str, Any]]:
 
 
 def method_of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
-    """The method of an arm's word; the first arm is `lookaheadkv`."""
+    """The method of one word of --arms; the first arm is called `lookaheadkv`."""
     from lkv.lookahead.adapter import LookaheadKV
 
     name, folder, given = _arm(word, args)
@@ -137,7 +137,7 @@ def method_of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
 
 
 def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:
-    """LookaheadKV's recipe, and the prompt rows that look as well, from what the command line says."""
+    """LookaheadKV's recipe and the prompt rows that also observe, from the command line's values."""
     from lkv.interface import PromptRows
     from lkv.lookahead.adapter import RECIPE
 

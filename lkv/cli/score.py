@@ -17,8 +17,8 @@ def score(args: Arguments) -> None:
     """score predictions made by another program"""
     from lkv.bench.published import score_published
 
-    beside = args.path / "scores.csv" if args.path.is_dir() else args.path.parent / "scores.csv"
-    out = args.out or beside
+    folder = args.path if args.path.is_dir() else args.path.parent
+    out = args.out or folder / "scores.csv"
     text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning, args.method)
     print(text, end="")
     for notice in notices:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lkv.cli import flags
 from lkv.cli.command import Command
+from lkv.cli.outputs import GATHERED
 from lkv.study.settings.training import Train
 
 Arguments = argparse.Namespace
@@ -53,15 +54,9 @@ def gather(args: Arguments) -> None:
     """join the CSV files of single models"""
     import pandas as pd
 
-    from lkv.results.columns import KEPT_COLUMNS, LATENCY_COLUMNS, RECALL_COLUMNS, TRAINING_COLUMNS
     from lkv.results.csv_files import read_csv, write_csv
 
-    columns = {
-        "training": TRAINING_COLUMNS,
-        "latency": LATENCY_COLUMNS,
-        "recall": RECALL_COLUMNS,
-        "kept": KEPT_COLUMNS,
-    }[args.kind]
+    columns = GATHERED[args.kind]
     write_csv(args.out, pd.concat([read_csv(part, columns) for part in args.parts]), columns)
 
 
@@ -105,7 +100,7 @@ def arms_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def gather_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=["training", "latency", "recall", "kept"], help="what the files hold")
+    parser.add_argument("kind", choices=list(GATHERED), help="what the files hold")
     _parts_flag(parser, "CSV files of this kind, one per model")
     flags.out(parser, "CSV")
 

@@ -68,7 +68,7 @@ def data_train(args: Arguments) -> None:
 
 
 def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> tuple[Stored, dict[str, Any]]:
-    """Freezes the training prompts, unanswered, in the file `prompts`: they, and what to say of them."""
+    """Freezes the training prompts, unanswered, in the file `prompts`; returns them and their facts."""
     from lkv.data.frozen import freeze, sidecar
     from lkv.data.mixture import frozen_mixture, notices
     from lkv.data.prompts import build

@@ -1,4 +1,4 @@
-"""How a training runs: its schedule, and the arm of the study that it is."""
+"""The schedule of a training, and the arm of the study that it trains."""
 
 from __future__ import annotations
 

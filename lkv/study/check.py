@@ -13,7 +13,7 @@ from lkv.errors import UserError, one_of
 from lkv.files.strict_yaml import read_yaml
 from lkv.registry import FULL, METHODS, SELF
 from lkv.results.paths import CARD
-from lkv.study.budgets import check_study
+from lkv.study.budgets import check_sizes
 from lkv.study.check_benchmarks import check_benchmarks, check_part
 from lkv.study.check_training import check_ablation, check_trainings
 from lkv.study.models import draft
@@ -45,7 +45,7 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
     check_benchmarks(study, root, source)
     if study["ablation"]:
         check_ablation(study, source)
-    check_study(study, specs, source)
+    check_sizes(study, specs, source)
     return study
 
 

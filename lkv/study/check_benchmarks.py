@@ -11,7 +11,7 @@ from lkv.bench.longbench import tasks as longbench
 from lkv.bench.ruler import tasks as ruler
 from lkv.errors import UserError, one_of
 from lkv.study.commands import local, ruler_sources
-from lkv.study.jobs import MTBENCH, cells, tasks
+from lkv.study.jobs import MTBENCH, evaluations, tasks
 
 
 def check_benchmarks(study: Mapping[str, Any], root: Path, source: str) -> None:
@@ -51,7 +51,7 @@ def check_part(
     study: Mapping[str, Any], section: str, key: str, names: Sequence[Any] | None, source: str
 ) -> None:
     """A section's `tasks` or `lengths` are among those that the study evaluates."""
-    known = list(dict.fromkeys(getattr(c, key[:-1]) for c in cells(study)))
+    known = list(dict.fromkeys(getattr(job, key[:-1]) for job in evaluations(study)))
     for name in names or []:
         if name not in known:
             raise one_of(f"{key[:-1]} in {source}, {section}.{key}:", name, known)

@@ -6,7 +6,7 @@ rule inspect:
         model=PATHS.model,
         data=lambda wildcards: PATHS.data.format(
             model=wildcards.model,
-            **jobs.cell(config, wildcards.task, wildcards.length)._asdict(),
+            **jobs.evaluation(config, wildcards.task, wildcards.length)._asdict(),
         ),
         adapter=lambda wildcards: models.adapter(config, wildcards.model),
         draft=lambda wildcards: models.draft_card(config, wildcards.model),
@@ -25,9 +25,9 @@ rule inspect:
         model=subpath(input.model, parent=True),
         methods=lambda wildcards: models.methods(config, wildcards.model),
         own=lambda wildcards: commands.inspect_flags(
-            config, jobs.cell(config, wildcards.task, wildcards.length).benchmark
+            config, jobs.evaluation(config, wildcards.task, wildcards.length).benchmark
         ),
-        parts=lambda wildcards, input: commands.parts(
+        parts=lambda wildcards, input: commands.method_flags(
             config, wildcards.model, input.adapter, input.draft
         ),
         study=STUDY,
