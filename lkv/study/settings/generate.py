@@ -52,7 +52,8 @@ def _rows(section: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]
 
 def _value(entry: Declared) -> str:
     if entry.choices:
-        return ", ".join(f"`{word}`" for word in entry.choices)
+        several = "a list of " if get_origin(entry.kinds[0]) is list else ""
+        return several + ", ".join(f"`{word}`" for word in entry.choices)
     words = {str: "text", bool: "`true`, `false`", dict: "keys with values"}
     kind = entry.kinds[0]
     return allowed(entry.kinds, entry.key) or words[get_origin(kind) or kind]
