@@ -66,11 +66,11 @@ COMMANDS = {
     "--out out/l.csv",
     "throughput": f"throughput --model model --data ruler.jsonl {METHODS} --against throughput.csv "
     "--out out/t.csv",
-    "summarise": "summarise --samples samples.csv --out out/a.csv --paired out/p.csv",
-    "ablation": "ablation --samples samples.csv --out out/a.csv",
+    "summarise": "summarise --parts samples.csv --out out/a.csv --paired out/p.csv",
+    "ablation": "ablation --parts samples.csv --out out/a.csv",
     "arms": "arms --cards adapter/lookahead.json --out out/a.csv",
     "share": "share --adapter adapter --licence MIT --out out/shared",
-    "gather": "gather --kind latency --parts results/latency.csv --out out/l.csv",
+    "gather": "gather latency --parts results/latency.csv --out out/l.csv",
     "provenance": "provenance --config study.yaml --models model --data ruler.jsonl --adapters adapter "
     f"{ON_CPU} --out out/p.json",
     "table": "table --results results --out out/t",

@@ -81,7 +81,7 @@ def make_world(root: Path) -> None:
         "--csv results/training.csv",
         f"evaluate --model model --data ruler.jsonl {of_study} --study s --journal journal.jsonl "
         "--out samples.csv",
-        "summarise --samples samples.csv --out results/accuracy.csv --paired results/paired.csv",
+        "summarise --parts samples.csv --out results/accuracy.csv --paired results/paired.csv",
         f"inspect --model model --data ruler.jsonl {of_study} --study s --recall results/recall_by_layer.csv "
         "--kept results/kept.csv",
         f"latency --model model {of_study} --lengths 64 --repeats 1 --warmups 0 --study s "

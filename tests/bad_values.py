@@ -310,8 +310,8 @@ def word_cases() -> Iterator[Case]:
         ],
         "arms": [("--cards out", "out"), ("--cards model/model.json", "model.json")],
         "share": [("--adapter model", "lookahead.json"), ("--out adapter", "adapter")],
-        "gather": [("--parts out", "out"), ("--parts samples.csv", "samples.csv"), ("--kind gone", "kind")],
-        "summarise": [("--samples samples.csv samples.csv", "samples|more than once")],
+        "gather": [("--parts out", "out"), ("--parts samples.csv", "samples.csv"), ("gone", "gone")],
+        "summarise": [("--parts samples.csv samples.csv", "samples|more than once")],
         "provenance": [
             ("--models nowhere", "model.json"),
             ("--data out", "out"),
@@ -319,7 +319,7 @@ def word_cases() -> Iterator[Case]:
             ("--config out", "out"),
         ],
         "table": [("--results prompt.txt", "prompt.txt"), ("--results out", "accuracy.csv")],
-        "plot latency": [("--model gone", "gone"), ("--results out", "latency.csv")],
+        "plot latency": [("--only-model gone", "gone"), ("--results out", "latency.csv")],
         "claims": [("--results prompt.txt", "prompt.txt"), ("--also gone", "gone")],
         "generate": [
             ("--prompt-file out", "out"),

@@ -24,6 +24,7 @@ from lkv.results.csv_files import read_csv
 from lkv.study import check as study
 from lkv.study import schema
 from lkv.study.budgets import check_budgets
+from lkv.study.named_files import check_files
 
 MARK = b"\xef\xbb\xbf"  # the byte order mark that some Windows tools write
 
@@ -81,7 +82,7 @@ MENDED = {"budgets": [32], "lookaheadkv": {"kernel": 5}, "ruler": LATE["ruler"] 
     ("key", "said"),
     [
         ("budgets", "budgets: budget 16 is too small for snapkv, which needs 32; give 32 or more, or leave"),
-        ("lookaheadkv", "lookaheadkv.kernel: 6 is not allowed; allowed: entries pooled, an odd integer"),
+        ("lookaheadkv", "lookaheadkv.kernel: 6 is not allowed; allowed: an odd integer of 1 or more"),
         ("ruler", "ruler.samples: 3.0 is not allowed; allowed: an integer of 1 or more"),
     ],
 )
@@ -175,12 +176,12 @@ def test_a_running_study_first_looks_for_the_files_that_its_jobs_read(
     }
     for rule, change in given.items():
         config = study.validate(tiny | change, tmp_path)
-        study.check_files(config, ["latency"])
+        check_files(config, ["latency"])
         with pytest.raises(UserError, match=r"no such file or folder: .*; correct the path") as error:
-            study.check_files(config, [rule])
+            check_files(config, [rule])
         assert named[rule] in str(error.value)
         (tmp_path / named[rule].replace("*", "1")).touch()
-        study.check_files(config, [rule])
+        check_files(config, [rule])
 
 
 # ---- YAML -------------------------------------------------------------------------------------------------
@@ -326,9 +327,9 @@ EVALUATE = "evaluate --model {0}/gone --data {0}/gone.jsonl --study s --journal 
     ("words", "said"),
     [
         (EVALUATE + "--methods snapkv --budgets 31", "--budgets: budget 31 is too small for snapkv"),
-        (EVALUATE + "--methods snapkv --budgets 64 64", "--budgets: 64 stands twice; give it once"),
-        (EVALUATE + "--methods snapkv snapkv --budgets 64", "--methods: snapkv stands twice"),
-        (EVALUATE + "--methods full --budgets 64 --temperatures 0 0.0", "--temperatures: 0.0 stands twice"),
+        (EVALUATE + "--methods snapkv --budgets 64 64", "--budgets: 64 is given twice; give it once"),
+        (EVALUATE + "--methods snapkv snapkv --budgets 64", "--methods: snapkv is given twice"),
+        (EVALUATE + "--methods full --budgets 64 --temperatures 0 0.0", "--temperatures: 0.0 is given twice"),
         (
             EVALUATE + "--methods full --budgets 64 --kernel 4",
             "--kernel: a pooling kernel of 4 has no middle",

@@ -49,9 +49,9 @@ STAGES = {
     "--max-new-tokens 16 --journal {o}/j.jsonl --out {o}/answers.jsonl",
     "latency": f"latency --model {{w}}/tiny {COMPARED} --lengths 64 96 --repeats 1 --warmups 0 "
     "--out {o}/latency.csv",
-    "summarise": "summarise --samples {w}/samples.csv --out {o}/accuracy.csv --paired {o}/paired.csv",
+    "summarise": "summarise --parts {w}/samples.csv --out {o}/accuracy.csv --paired {o}/paired.csv",
     "share": "share --adapter {w}/adapter --licence MIT --out {o}/shared",
-    "gather": "gather --kind recall --parts {w}/recall.csv --out {o}/recall.csv",
+    "gather": "gather recall --parts {w}/recall.csv --out {o}/recall.csv",
     "table": "table --results results/demo-cpu --out {o}/table1",
     "plot": "plot training --results results/demo-cpu --out {o}/training",
 }
@@ -171,7 +171,7 @@ class Stop:
         if name == {module!r}:
             os.kill(os.getpid(), {number})
 sys.meta_path.insert(0, Stop())
-sys.argv = ["lkv", "summarise", "--samples", "x.csv", "--out", "a.csv", "--paired", "p.csv"]
+sys.argv = ["lkv", "summarise", "--parts", "x.csv", "--out", "a.csv", "--paired", "p.csv"]
 runpy.run_module("lkv", run_name="__main__")
 """
 

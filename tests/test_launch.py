@@ -40,14 +40,14 @@ def test_when_one_fails_its_words_and_its_code_are_the_answer_and_the_others_end
         f"{failing} if rank == {rank} else sys.exit({LOST}) if rank == {(rank + 1) % 3} else time.sleep(60)"
     )
     start = time.monotonic()
-    assert launch(3, python(code)) == 7
+    assert launch(3, python(code), grace=0.5) == 7
     assert time.monotonic() - start < 30
     assert capfd.readouterr().err == "why\n"
 
 
 def test_a_process_that_a_signal_ended_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     code = "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)"
-    assert launch(2, python(code)) == 128 + signal.SIGKILL
+    assert launch(2, python(code), grace=0.5) == 128 + signal.SIGKILL
     assert capfd.readouterr().err == "lkv: error: process 1 of 2 was ended by signal 9\n"
 
 
@@ -57,7 +57,7 @@ def test_who_ends_the_launcher_ends_all(number: int, code: int, tmp_path: Path) 
     start = (
         "import signal, sys; from lkv.distributed.launch import launch; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which background jobs ignore
-        f"sys.exit(launch(2, {python(own)!r}))"
+        f"sys.exit(launch(2, {python(own)!r}, grace=0.5))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT)
     while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):

@@ -15,12 +15,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lkv.cli import evaluate as verbs
 from lkv.cli import main as cli
 from lkv.cli import outputs, parser
 from lkv.data.frozen import freeze
@@ -52,18 +52,21 @@ CALLS = {
     "plan": "plan --config INPUT",
     "latency": "latency --model MODEL --adapter INPUT --methods full --budgets 8 --lengths 9 --study s",
     "throughput": "throughput --model MODEL --data INPUT --methods full --budgets 8",
-    "summarise": "summarise --samples OTHER INPUT",
-    "ablation": "ablation --samples OTHER INPUT",
+    "summarise": "summarise --parts OTHER INPUT",
+    "ablation": "ablation --parts OTHER INPUT",
     "arms": "arms --cards OTHER INPUT",
     "share": "share --adapter INPUT --licence x",
-    "gather": "gather --kind kept --parts OTHER INPUT",
+    "gather": "gather kept --parts OTHER INPUT",
     "provenance": "provenance --config INPUT --models MODEL",
     "table": "table --results INPUT",
     "plot": "plot latency --results INPUT",
     "claims": "claims --results INPUT",
     "generate": "generate --model MODEL --budget 8 --prompt-file INPUT",
+    "ls": "ls methods",
 }
-FLAGS = [(verb, flag) for verb, flags in outputs.WRITES.items() for flag in (*flags, "log")]
+FLAGS = [
+    (verb, flag) for verb, flags in outputs.WRITES.items() if verb != "ls" for flag in (*flags, "log")
+]  # lkv ls reads nothing
 
 
 @pytest.fixture
@@ -88,8 +91,11 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         run.__name__, run.__doc__ = name, name
         return run
 
-    for name in CALLS:
-        monkeypatch.setattr(verbs, name, recorder(name))
+    groups = {
+        title: [replaced(command, run=recorder(command.run.__name__)) for command in group]
+        for title, group in parser.GROUPS.items()
+    }
+    monkeypatch.setattr(parser, "GROUPS", groups)
     return ran
 
 
@@ -113,7 +119,7 @@ def command(verb: str, **given: object) -> list[str]:
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     before = tree(Path.cwd())
-    assert cli.main([str(word) for word in words]) == 2
+    assert cli([str(word) for word in words]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("lkv: error: ")
     after = {path: kind for path, kind in tree(Path.cwd()).items() if path not in ("log", "new")}
@@ -147,7 +153,7 @@ def all_verbs() -> Iterator[str]:
 
 @pytest.mark.parametrize("verb", CALLS)
 def test_new_outputs_are_no_reason_to_refuse(verb: str, place: Path, nothing_runs: list[str]) -> None:
-    assert cli.main(command(verb, log="new/log")) == 0
+    assert cli(command(verb, log="new/log")) == 0
     assert nothing_runs == [verb]
 
 
@@ -364,7 +370,7 @@ def test_a_readme_of_the_users_is_refused_and_a_model_card_of_ours_is_not(
     (place / "README.md").write_text("# My thesis\n")
     assert "README.md is there" in refused(capsys, *command("share", out="."))
     shutil.copytree(ROOT / "adapters" / "smollm2-135m-instruct", place / "shared")
-    assert cli.main(command("share", out="shared")) == 0
+    assert cli(command("share", out="shared")) == 0
 
 
 @pytest.mark.parametrize(("verb", "flag"), FLAGS)
@@ -384,7 +390,7 @@ def test_what_lkv_wrote_may_be_written_again(
     }
     if write := known.get(flag, known.get(verb)):
         write(place / "it.jsonl")
-    assert cli.main(command(verb, **{flag: "it.jsonl"})) == 0
+    assert cli(command(verb, **{flag: "it.jsonl"})) == 0
     assert nothing_runs == [verb]
 
 
@@ -696,8 +702,8 @@ def test_data_that_is_read_again_is_not_written_to_a_stream(
 ) -> None:
     for verb, flag in (("data_ruler", "out"), ("evaluate", "journal"), ("judge", "journal")):
         assert "/dev/stdout is no file" in refused(capsys, *command(verb, **{flag: "/dev/stdout"}))
-    assert cli.main(command("evaluate", out="/dev/stdout", log="/dev/null")) == 0
-    assert cli.main(command("claims", out="/dev/stdout")) == 0
+    assert cli(command("evaluate", out="/dev/stdout", log="/dev/null")) == 0
+    assert cli(command("claims", out="/dev/stdout")) == 0
     assert nothing_runs == ["evaluate", "claims"]
 
 
@@ -767,7 +773,7 @@ def test_what_dead_processes_left_is_swept_and_what_live_ones_write_is_not(tmp_p
 
 def test_a_verb_sweeps_beside_its_outputs(place: Path, nothing_runs: list[str]) -> None:
     (place / f".scores.csv.0123abcd{SUFFIX}").write_text("half")
-    assert cli.main(command("score", out="scores.csv")) == 0
+    assert cli(command("score", out="scores.csv")) == 0
     assert not list(place.glob(f".*{SUFFIX}"))
 
 

@@ -159,10 +159,10 @@ def test_every_kind_of_plot_has_a_caption_and_a_title() -> None:
 
 
 def test_a_published_study_renders_what_its_files_allow(folder: Path, tmp_path: Path) -> None:
-    assert {Path(name).stem for name in targets.renderable("mine", folder)} == set(targets.REPORTS)
+    assert {Path(name).stem for name in targets.published_reports("mine", folder)} == set(targets.REPORTS)
     (tmp_path / "results/mine").mkdir(parents=True)
     shutil.copy2(folder / "results/mine/latency.csv", tmp_path / "results/mine")
-    assert targets.renderable("mine", tmp_path) == [
+    assert targets.published_reports("mine", tmp_path) == [
         f"reports/mine/latency.{e}" for e in ("pdf", "svg", "png")
     ]
 

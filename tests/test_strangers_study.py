@@ -225,7 +225,7 @@ def test_what_runs_for_real_runs_nothing_else(evil: Path) -> None:
 
 def test_a_folder_in_results_whose_name_is_none_is_no_study(evil: Path) -> None:
     assert targets.published("tiny", evil) == ["fine"]
-    assert targets.beside("x", "tiny", evil) == []
+    assert targets.companion_studies("x", "tiny", evil) == []
     assert all(re.fullmatch(WORD, path.name) for path in (ROOT / "results").iterdir() if path.is_dir())
 
 

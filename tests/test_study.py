@@ -14,7 +14,7 @@ from lkv.results.columns import ACCURACY_COLUMNS, PAIRED_COLUMNS, SAMPLE_COLUMNS
 from lkv.results.csv_files import read_csv
 from lkv.results.summarise import AVERAGE, write_ablation
 from lkv.study.arms import reference_arm
-from lkv.study.jobs import ablated
+from lkv.study.jobs import ablated_evaluations
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted({path.parents[2] for path in ROOT.glob("results/*/samples/*/*.csv.gz")})
@@ -80,7 +80,7 @@ def test_a_published_ablation_is_that_of_its_samples(name: str, tmp_path: Path) 
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     samples = sorted(folder.glob("ablation/smollm2-135m-instruct/*.csv.gz"))
     assert {path.name.removesuffix(".csv.gz") for path in samples} == {
-        f"{cell.task}@{cell.length}" for cell in ablated(config)
+        f"{job.task}@{job.length}" for job in ablated_evaluations(config)
     }
     write_ablation(samples, tmp_path / "ablation.csv", reference_arm(config), config["seed"])
     assert (tmp_path / "ablation.csv").read_bytes() == (folder / "ablation.csv").read_bytes()

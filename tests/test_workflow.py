@@ -425,7 +425,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("train.steps", 0), "x.yaml, train.steps: 0 is not allowed; allowed: an integer of 1 or more"),
         (_put("train.learning_rate", "1e-3"), 'x.yaml, train.learning_rate: "1e-3" is not allowed'),
         (_put("train.warmup_steps", 99), "x.yaml, train.warmup_steps: 99 is more than the 6 steps"),
-        (_put("train.batch", 13), "16 less 4 held out do not fill a batch of 13; allowed: 17 or more"),
+        (_put("train.batch", 13), "16 prompts less 4 held out do not fill a batch of 13; give 17 prompts or"),
         (_put("train.mixture", {"tabel": 1}), "kind of training prompt in x.yaml, train.mixture: 'tabel'"),
         (_put("train.mixture", {}), "x.yaml, train.mixture: {} is not allowed"),
         (_put("train.mixture", {"table": 0}), "x.yaml, train.mixture.table: 0 is not allowed"),
@@ -458,7 +458,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         (_put("ablation.arms", {"main": {}}), "ablation.arms: 'main' is the study's own arm (train.arm)"),
         (_put("ablation.arms", {"n0": {"tokens": 0}}), "x.yaml, ablation.arms.n0.tokens: 0 is not allowed"),
         (_put("ablation.arms", {"a": {"arm": "b"}}), "key in x.yaml, ablation.arms.a: 'arm'; known: tokens"),
-        (_put("ablation.arms", {"a": {"batch": 99}}), "x.yaml, ablation.arms.a.samples: 16 less 4 held out"),
+        (_put("ablation.arms", {"a": {"batch": 99}}), "x.yaml, ablation.arms.a.samples: 16 prompts less 4"),
         (_put("ablation.tasks", ["vt"]), "task in x.yaml, ablation.tasks: 'vt'; known: niah_single_1,"),
         (_put("ablation.lengths", [9]), "length in x.yaml, ablation.lengths: 9; known: 1024"),
         (_put("methods", ["speckv"]), "x.yaml, methods: speckv needs draft models; name one a model in"),
@@ -650,10 +650,10 @@ def test_arms_beside_the_methods_are_read_by_the_plots_of_scores(tiny: dict[str,
     tiny["ablation"] = {"arms": {"n8": {"tokens": 8}}, "beside": ["n8"]}
     config = study.validate(tiny, ROOT)
     for kind in kinds.PLOTS:
-        reads = "results/tiny/ablation.csv" in targets.plotted(kind, "tiny", config)
+        reads = "results/tiny/ablation.csv" in targets.plot_inputs(kind, "tiny", config)
         assert reads == (kind in ("averages", "accuracy", "ablation")), kind
     config["ablation"]["beside"] = []
-    assert targets.beside_methods("tiny", config) == []
+    assert targets.arms_in_tables("tiny", config) == []
     tiny["ablation"]["beside"] = ["n9"]
     with pytest.raises(UserError, match=r"ablation.beside: n9.*n8|n9.*n8"):
         study.validate(tiny, ROOT)

@@ -1,23 +1,25 @@
-"""What each verb of the command line does. Verbs import what they need when they run."""
+"""`lkv evaluate` and `lkv inspect`"""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from lkv.study.versions import VERSIONS
-
-if TYPE_CHECKING:
-    pass
+from lkv.cli import flags
+from lkv.cli.arguments import positive_number
+from lkv.cli.command import Command
 from lkv.cli.loading import check_comparison, load_model, method_of_arm, named_methods, notify, sample_records
+from lkv.study.settings.benchmarks import Protocol
+from lkv.study.settings.study import Inspect, Study
+from lkv.study.versions import VERSIONS
 
 Arguments = argparse.Namespace
 log = logging.getLogger("lkv")
 
 
 def evaluate(args: Arguments) -> None:
-    """one task under all methods and budgets"""
+    """score the answers to one task under methods and budgets"""
     from lkv.measure.accuracy import evaluate
 
     check_comparison(args)
@@ -45,61 +47,89 @@ def evaluate(args: Arguments) -> None:
 
 
 def inspect(args: Arguments) -> None:
-    """recall of the oracle's choice by layer, and which tokens survive"""
+    """record which tokens each method keeps, and the recall of the oracle's choice by layer"""
     from lkv.measure.recall import inspect
 
     check_comparison(args)
     records = sample_records(args.data)[: args.samples]
     loaded = load_model(args)
     methods = [method for method in named_methods(args, loaded) if method is not None]
-    given = (records, methods, args.budgets, args.study, args.seed)
-    inspect(loaded, *given, args.recall, args.kept)
+    inspect(loaded, records, methods, args.budgets, args.study, args.seed, args.recall, args.kept)
     log.info("%d methods x %d budgets in %s and %s", len(methods), len(args.budgets), args.recall, args.kept)
 
 
-def mtbench(args: Arguments) -> None:
-    """MT-Bench's two turns under all methods and budgets"""
-    from lkv.bench.mtbench.questions import load_questions
-    from lkv.measure.mtbench import answers
-
-    check_comparison(args)
-    questions = load_questions(args.questions, args.samples, args.references)
-    loaded = load_model(args)
-    notice = answers(
-        loaded,
-        questions,
-        [method for method in named_methods(args, loaded) if method is not None],
-        args.budgets,
-        args.max_new_tokens,
-        args.study,
-        args.seed,
-        args.journal,
-        args.out,
-        VERSIONS["evaluate"],
+def evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    flags.model(parser)
+    _data_flag(parser)
+    parser.add_argument(
+        "--samples", type=positive_number, metavar="N", help="evaluate the first so many (default: all)"
     )
-    notify(notice)
-    log.info("%d questions in %s", len(questions), args.out)
+    flags.compares(parser)
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER[,KEY=VALUE...]",
+        help="lookaheadkv in several ways: modules, each with its own group, pool, kernel, order and beside; "
+        "the first stands in the rows as lookaheadkv (default: none)",
+    )
+    flags.settings(parser, Protocol, "temperatures")
+    flags.seed(parser)
+    flags.runs(parser)
+    flags.settings(parser, Study, "jobs_per_gpu")
+    flags.journal(parser, "answers")
+    flags.out(parser, "CSV of scored samples")
 
 
-def judge(args: Arguments) -> None:
-    """ratings of MT-Bench's answers, by any OpenAI-compatible endpoint"""
-    from lkv.bench.mtbench.judge import judge, write_samples
-    from lkv.bench.mtbench.requests import Judge
+def inspect_flags(parser: argparse.ArgumentParser) -> None:
+    flags.model(parser)
+    _data_flag(parser)
+    flags.setting(parser, Inspect, "samples", help="inspect the first so many")
+    flags.compares(parser)
+    flags.seed(parser)
+    flags.runs(parser)
+    parser.add_argument(
+        "--recall",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="CSV of recall by layer and KV head to write",
+    )
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="CSV of the first sample's kept tokens to write",
+    )
 
-    by = Judge(args.url, args.model, args.temperature, args.key_variable)
-    notify(judge(args.answers, by, args.journal, args.judgements, args.prompts))
-    write_samples(args.judgements, args.answers, args.out)
-    log.info("ratings by %s in %s", args.model, args.judgements)
+
+def _data_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="prompts made by lkv data ruler, longbench or longproc",
+    )
 
 
-def score(args: Arguments) -> None:
-    """score predictions that others made"""
-    from lkv.bench.published import score_published
-
-    beside = args.path / "scores.csv" if args.path.is_dir() else args.path.parent / "scores.csv"
-    out = args.out or beside
-    text, notices = score_published(args.benchmark, args.path, out, args.code, args.cleaning, args.method)
-    print(text, end="")
-    for notice in notices:
-        notify(notice)
-    log.info("%s", out)
+COMPARED = (
+    "--model models/smollm2-135m-instruct --adapter adapters/smollm2-135m-instruct "
+    "--data data/demo/ruler/smollm2-135m-instruct/niah_single_1@1024.jsonl "
+    "--methods full snapkv lookaheadkv --budgets 64 128 --study mine "
+)
+COMMANDS = [
+    Command(
+        "evaluate",
+        evaluate,
+        evaluate_flags,
+        f"{COMPARED}--journal results/mine/journal.jsonl --out results/mine/niah_single_1.csv",
+    ),
+    Command(
+        "inspect",
+        inspect,
+        inspect_flags,
+        f"{COMPARED.replace('full ', '')}--recall results/mine/recall.csv --kept results/mine/kept.csv",
+    ),
+]

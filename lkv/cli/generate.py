@@ -1,15 +1,18 @@
-"""lkv generate"""
+"""`lkv generate`"""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lkv.cli import terminal
+from lkv.cli import flags, terminal
+from lkv.cli.arguments import method_name, positive_number
+from lkv.cli.command import Command
+from lkv.cli.loading import check_comparison, load_model, named_methods, prompt_text
 
 if TYPE_CHECKING:
     from lkv.model.load import Loaded
-from lkv.cli.loading import check_comparison, load_model, named_methods, prompt_text
 
 Arguments = argparse.Namespace
 
@@ -46,3 +49,44 @@ def _check_head(loaded: Loaded, text: str, new: int) -> None:
     head = text[: 32 * (loaded.context or len(text))]  # characters; few texts have so many a token
     if len(head) < len(text):
         check_fits(loaded, len(token_ids(loaded.tokenizer, [head])[0]), new)
+
+
+def generate_flags(parser: argparse.ArgumentParser) -> None:
+    flags.model(parser)
+    parser.add_argument(
+        "--method",
+        default="lookaheadkv",
+        type=method_name,
+        metavar="METHOD",
+        help="full or an eviction method",
+    )
+    parser.add_argument(
+        "--budget",
+        type=positive_number,
+        required=True,
+        metavar="N",
+        help="entries kept per layer and KV head",
+    )
+    parser.add_argument(
+        "--prompt-file", type=Path, required=True, metavar="FILE", help="text of the prompt, in UTF-8"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive_number,
+        default=128,
+        metavar="N",
+        help="tokens of the answer at most",
+    )
+    flags.runs(parser)
+    flags.adapts(parser)
+
+
+COMMANDS = [
+    Command(
+        "generate",
+        generate,
+        generate_flags,
+        "--model models/smollm2-135m-instruct --adapter adapters/smollm2-135m-instruct --budget 128 "
+        "--prompt-file LICENSE",
+    )
+]

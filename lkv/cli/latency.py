@@ -1,4 +1,4 @@
-"""lkv latency and throughput"""
+"""`lkv latency` and `lkv throughput`"""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lkv.cli import flags
+from lkv.cli.arguments import positive_number
+from lkv.cli.command import Command
+from lkv.cli.loading import check_comparison, load_model, named_methods, sample_records
 from lkv.errors import UserError
 from lkv.registry import FULL, SELF
 from lkv.study.schema import read_spec
+from lkv.study.settings.study import Latency
 
 if TYPE_CHECKING:
     from lkv.interface import Method
     from lkv.model.load import Loaded
-from lkv.cli.loading import check_comparison, load_model, named_methods, sample_records
 
 Arguments = argparse.Namespace
 log = logging.getLogger("lkv")
 
 
 def latency(args: Arguments) -> None:
-    """what each method adds to a plain prefill"""
+    """time what each method adds to a plain prefill, in milliseconds and memory"""
     from lkv.files.atomic import is_stream
     from lkv.measure.latency import latency
     from lkv.measure.timing import filler
@@ -69,7 +73,7 @@ def latency(args: Arguments) -> None:
 
 
 def _draft_shape(args: Arguments) -> Any:
-    """The sizes of SpecKV's draft model, for what its overhead should be."""
+    """The shape of SpecKV's draft model, from which its theoretical overhead is computed."""
     from lkv.model.shape import Shape
 
     if not args.shape or args.draft in (None, SELF):
@@ -78,7 +82,7 @@ def _draft_shape(args: Arguments) -> Any:
 
 
 def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
-    """A model of random weights, and the methods with a draft model and an adapter of the same kind."""
+    """A model of random weights, and the methods with a random draft model and adapter."""
     from lkv.distributed import gpu_lease as device
     from lkv.lookahead.adapter import LookaheadKV
     from lkv.model.random_weights import of_shape
@@ -97,7 +101,7 @@ def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
 
 
 def throughput(args: Arguments) -> None:
-    """how many cells a second are evaluated, beside kvpress"""
+    """time a whole evaluation, and compare it with kvpress"""
     from lkv.measure.throughput import ratio, throughput
     from lkv.results.columns import THROUGHPUT_COLUMNS
     from lkv.results.csv_files import read_csv
@@ -114,3 +118,56 @@ def throughput(args: Arguments) -> None:
         print(f"run {row['run']}: {row['cells']} cells in {speed}")
     if args.against:
         print(ratio(rows, args.against))
+
+
+def latency_flags(parser: argparse.ArgumentParser) -> None:
+    flags.model(parser, "folder made by lkv model (default: none; give --shape)", required=False)
+    parser.add_argument(
+        "--shape",
+        type=Path,
+        metavar="FILE",
+        help="a model's YAML: random weights of its shape; --draft is then such a file too (default: none)",
+    )
+    flags.settings(parser, Latency, "lengths", "repeats", "warmups", "ways", "batches")
+    flags.compares(parser)
+    flags.runs(parser)
+    flags.out(parser, "CSV of times")
+
+
+def throughput_flags(parser: argparse.ArgumentParser) -> None:
+    flags.model(parser)
+    parser.add_argument(
+        "--data", nargs="+", type=Path, required=True, metavar="FILE", help="prompts made by lkv data ruler"
+    )
+    parser.add_argument(
+        "--samples", type=positive_number, metavar="N", help="the first so many of each file (default: all)"
+    )
+    flags.compares(parser, study=False)
+    flags.runs(parser)
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="CSV made by python -m lkv.integrations.kvpress; prints the ratio of speeds (default: none)",
+    )
+    flags.out(parser, "CSV of speeds")
+
+
+MODEL = "--model models/smollm2-135m-instruct"
+DATA = "data/demo/ruler/smollm2-135m-instruct"
+COMMANDS = [
+    Command(
+        "latency",
+        latency,
+        latency_flags,
+        f"{MODEL} --adapter adapters/smollm2-135m-instruct --methods full snapkv lookaheadkv --budgets 128 "
+        "--lengths 512 1024 --repeats 3 --study mine --out results/mine/latency.csv",
+    ),
+    Command(
+        "throughput",
+        throughput,
+        throughput_flags,
+        f"{MODEL} --data {DATA}/niah_single_1@1024.jsonl {DATA}/niah_single_2@1024.jsonl --methods snapkv "
+        "random --budgets 64 128 --out results/mine/throughput.csv",
+    ),
+]

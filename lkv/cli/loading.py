@@ -1,4 +1,4 @@
-"""What several commands load: models, methods, samples."""
+"""Loads what several commands need: models, methods, samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from lkv.errors import UserError, one_of, plain
 from lkv.registry import FULL, SELF, check_given
 from lkv.results.paths import CARD, MODEL_CARD
 from lkv.study.budgets import check_budgets, check_kernel, check_once
-from lkv.study.commands import RECIPE_CHOICES, RECIPE_KEYS
+from lkv.study.settings.declare import declared
+from lkv.study.settings.training import Choosing
 
 if TYPE_CHECKING:
     from lkv.interface import Method, PromptRows, Recipe
@@ -33,23 +34,23 @@ def notify(notice: str) -> None:
 
 
 def sample_records(path: Path) -> list[dict[str, Any]]:
-    """A benchmark's frozen prompts."""
+    """A benchmark's frozen prompts, each checked to have all fields and a metric that scores it."""
     from lkv.bench import score
     from lkv.data.frozen import load
     from lkv.files.reading import require
     from lkv.measure.conditions import RECORD
 
-    found = []
+    records = []
     for number, record in enumerate(load(path), 1):
         place = f"{path}, line {number}"
-        found.append(require(record, RECORD, place, "lkv data"))
+        records.append(require(record, RECORD, place, "lkv data"))
         try:
             score(record, "")  # whether it can be scored is known before the model runs
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-    if not found:
+    if not records:
         raise UserError(f"{path} has no records; build it again with lkv data")
-    return found
+    return records
 
 
 def load_model(args: Arguments) -> Loaded:
@@ -61,7 +62,7 @@ def load_model(args: Arguments) -> Loaded:
     facts = f"{loaded.name} on {loaded.model.device}, {loaded.dtype}, attention {loaded.backend}"
     facts += f"; {loaded.note}" if loaded.note else ""
     log.info(facts)
-    if args.verb != "generate":  # whose standard output is the answer alone
+    if args.command != "generate":  # whose standard output is the answer alone
         print(facts)
     return loaded
 
@@ -83,10 +84,10 @@ def named_methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
 
 
 def check_comparison(args: Arguments) -> None:
-    """What the words of a verb that compares methods say, before a model is loaded for it."""
+    """Checks the flags of a command that compares methods, before a model is loaded for it."""
     for key in ("methods", "budgets", "lengths", "temperatures"):
         check_once(getattr(args, key, []), f"--{key}")
-    check_budgets(args.budgets, args.methods, "--budget" if args.verb == "generate" else "--budgets")
+    check_budgets(args.budgets, args.methods, "--budget" if args.command == "generate" else "--budgets")
     check_kernel(args.kernel, "--kernel")
     drawn = bool(getattr(args, "shape", None))  # random weights, and modules of the same kind
     for name in args.methods:
@@ -107,25 +108,26 @@ def _check_folder(folder: str | Path, card: str, maker: str) -> None:
 
 
 def _arm(word: str, args: Arguments) -> tuple[str, str, dict[str, Any]]:
-    """Name, folder and recipe of `arm=folder,key=value,…`: flags give what it leaves out."""
+    """Name, folder and recipe of an arm `name=folder,key=value,…`; flags give the keys that it leaves out."""
     name, _, rest = word.partition("=")
     folder, *settings = rest.split(",")
-    given: dict[str, Any] = {key: vars(args)[key] for key in RECIPE_KEYS}
+    keys = declared(Choosing)
+    given: dict[str, Any] = {key: vars(args)[key] for key in keys}
     for setting in settings:
         key, _, value = setting.partition("=")
         if key not in given:
             raise one_of(f"setting of the arm {name!r}:", key, given)
-        if key in RECIPE_CHOICES and value not in RECIPE_CHOICES[key]:
-            raise one_of(f"{key} of the arm {name!r}:", value, RECIPE_CHOICES[key])
-        if key not in RECIPE_CHOICES and not re.fullmatch("[0-9]{1,4}", value):
+        if (choices := keys[key].choices) and value not in choices:
+            raise one_of(f"{key} of the arm {name!r}:", value, choices)
+        if not choices and not re.fullmatch("[0-9]{1,4}", value):
             raise UserError(f"{key} of the arm {name!r} is {value!r}; give a whole number, 9999 at most")
-        given[key] = value if key in RECIPE_CHOICES else int(value)
+        given[key] = value if choices else int(value)
     check_kernel(given["kernel"], f"the arm {name!r}")
     return name, folder, given
 
 
 def method_of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
-    """The method of an arm's word; the first arm is `lookaheadkv`."""
+    """The method of one word of --arms; the first arm is called `lookaheadkv`."""
     from lkv.lookahead.adapter import LookaheadKV
 
     name, folder, given = _arm(word, args)
@@ -135,7 +137,7 @@ def method_of_arm(word: str, args: Arguments, loaded: Loaded) -> Method:
 
 
 def _recipe(given: Mapping[str, Any]) -> tuple[Recipe, PromptRows | None]:
-    """LookaheadKV's recipe, and the prompt rows that look as well, from what the command line says."""
+    """LookaheadKV's recipe and the prompt rows that also observe, from the command line's values."""
     from lkv.interface import PromptRows
     from lkv.lookahead.method import METHOD
 

@@ -1,4 +1,4 @@
-"""`lkv VERB`: parses the command line, checks outputs, runs one command, and turns errors into one line."""
+"""`lkv COMMAND`: parses the command line, checks outputs, runs the command, turns errors into one line."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger("lkv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Exit code 0, 2 with one clear line for what the user can mend, or 128 + a signal's."""
+    """Runs one command. Exit code 0; 2 with one line for an error of the user's; 128 + n for signal n."""
     terminal.prepare()
-    with signals.heard() as heard:
+    with signals.caught() as first:
         try:
             return terminal.finish(_main(argv))
         except BaseException as error:
-            number = heard.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            number = first.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
             if number is None:
                 raise
             remove_temporaries()
@@ -38,9 +38,8 @@ def _main(argv: Sequence[str] | None) -> int:
     _quiet(None)
     try:
         args = parser().parse_args(argv)
-        if (
-            world() == 1 or os.environ.get("RANK") == "0"
-        ):  # the other processes would look while the first writes
+        first = world() == 1 or os.environ.get("RANK") == "0"
+        if first:  # the other processes would check files while the first one writes them
             outputs.check_log(args)
             _quiet(args.log)
             outputs.check(args)
@@ -56,7 +55,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return _fail(str(error))
     except Lost as error:
         log.error(error)
-        if os.environ.get("RANK") != "0":  # what the first says is shown in any case
+        if os.environ.get("RANK") != "0":  # the first process reports its own error
             terminal.say(f"lkv: error: {plain(error)}")
         return LOST
     except OSError as error:
@@ -82,7 +81,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _quiet(path: Path | None) -> None:
-    """One-line log records into `path`; other libraries' notices stay out of the terminal."""
+    """Logs one line per event into `path`, and keeps notices of other libraries off the terminal."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

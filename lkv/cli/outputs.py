@@ -1,8 +1,7 @@
-"""What each verb writes, and what it may not write over; checked before any work.
+"""The files that each command writes, and a check before any work that nothing of the user's is lost.
 
-Every path that a verb is given is something it reads, unless the table says that it is written. No output may
-be an input, another output, a file that this program did not write, or what a later run would read as part of
-an input.
+A path given to a command is an input unless the table below lists it as an output. No output may be an input,
+another output, a file that lkv did not write, or what a later run would read as part of an input.
 """
 
 from __future__ import annotations
@@ -32,14 +31,21 @@ Arguments = argparse.Namespace
 
 @dataclass(frozen=True)
 class Output:
-    """One file, or folder, that a verb writes, and how an earlier one of ours is known."""
+    """One file or folder that a command writes, and how a file that lkv wrote before is recognised."""
 
     path: Path
-    ours: Ours | None  # None: a folder, whose files are outputs of their own or are looked at by the verb
+    ours: Ours | None  # True for a file of lkv's; None: a folder, which the command itself checks
     alone: bool = True  # one file, written once and not read again: it may as well be a stream
     holds: tuple[Output, ...] = ()  # of a folder: what lies in it and is written again
 
 
+# What `lkv gather` joins: kind → columns.
+GATHERED = {
+    "training": columns.TRAINING_COLUMNS,
+    "latency": columns.LATENCY_COLUMNS,
+    "recall": columns.RECALL_COLUMNS,
+    "kept": columns.KEPT_COLUMNS,
+}
 Writes = Callable[[Path, Arguments], list[Output]]
 
 
@@ -52,7 +58,7 @@ def _csv(*columns: str, alone: bool = True) -> Writes:
 
 
 def _frozen(*keys: str) -> Writes:
-    """Frozen data: JSONL, and its facts beside it."""
+    """Frozen data: a JSONL file, and a JSON file with its facts."""
     facts = json_of("sha256", "records")
     return lambda path, args: [
         Output(path, jsonl_of(*keys), alone=False),
@@ -70,7 +76,7 @@ def _training_data(path: Path, args: Arguments) -> list[Output]:
 
 
 def _adapter(*others: tuple[str, Ours]) -> Writes:
-    """A folder with trained modules, and with `others` of ours."""
+    """A folder with trained modules, and with `others`."""
     parts = {
         **dict.fromkeys(recognise.PEFT_FILES, recognise.adapter_part),
         recognise.LEARNED: recognise.text_of(r'^(?s:.){8}[^\n]*"tokens"'),
@@ -94,19 +100,13 @@ def _rendered(**suffixes: Ours) -> Writes:
 
 
 def _gathered(path: Path, args: Arguments) -> list[Output]:
-    kinds = {
-        "training": columns.TRAINING_COLUMNS,
-        "latency": columns.LATENCY_COLUMNS,
-        "recall": columns.RECALL_COLUMNS,
-        "kept": columns.KEPT_COLUMNS,
-    }
-    return [Output(path, csv_of(kinds[args.kind]))]
+    return [Output(path, csv_of(GATHERED[args.kind]))]
 
 
 BENCHMARK = _frozen("benchmark", "task", "sample", "planned")
 JOURNAL = _file(recognise.journal, alone=False)
 SAMPLES = _csv(*columns.SAMPLE_COLUMNS)
-# verb → flag → what is written there. Flags that are not named here are read.
+# Command → flag → the outputs at its path. Flags that are not listed are inputs.
 WRITES: Mapping[str, Mapping[str, Writes]] = {
     "model": {"out": lambda path, args: [Output(path, None)]},
     "data_train": {"out": _training_data},
@@ -147,6 +147,7 @@ WRITES: Mapping[str, Mapping[str, Writes]] = {
     "plot": {"out": _rendered(pdf=recognise.plot_pdf, svg=recognise.plot_svg, png=recognise.plot_png)},
     "claims": {"out": _file(recognise.claims)},
     "generate": {},
+    "ls": {},
 }
 LOG = _file(recognise.log)
 NAMING = ("arms", "draft", "haystack", "hotpotqa", "ready", "source", "sources", "squad")  # paths in words
@@ -165,7 +166,7 @@ READ = dict.fromkeys(("results", "latency", "also"), STUDY) | {
 
 
 def check(args: Arguments) -> None:
-    """Refuses outputs that would do damage, and sweeps what killed processes left beside the others."""
+    """Refuses outputs that would do damage, and removes what killed processes left in their folders."""
     written, reads = list(_written(args)), list(_reads(args))
     for i, (flag, output) in enumerate(written):
         if _is_stream(flag, output):
@@ -181,7 +182,7 @@ def check(args: Arguments) -> None:
 
 
 def check_log(args: Arguments) -> None:
-    """The log is opened first, to say what is wrong with the others; so it is checked first, against all."""
+    """Checks the log before all other outputs, because it is opened first to record their errors."""
     if args.log is None or is_stream(args.log):
         return
     [output] = LOG(args.log, args)
@@ -202,7 +203,7 @@ def _written(args: Arguments) -> Iterator[tuple[str, Output]]:
 
 
 def _default(args: Arguments, flag: str) -> Path | None:
-    """Where lkv score writes if it is not told."""
+    """Where `lkv score` writes without --out."""
     if (args.run.__name__, flag) != ("score", "out"):
         return None
     place: Path = args.path if args.path.is_dir() else args.path.parent
@@ -210,7 +211,7 @@ def _default(args: Arguments, flag: str) -> Path | None:
 
 
 def _reads(args: Arguments) -> Iterator[tuple[str, Path]]:
-    """(flag, path) of all that is read."""
+    """(flag, path) of every input."""
     for flag, value in vars(args).items():
         if flag == "log" or flag in WRITES[args.run.__name__]:
             continue
@@ -241,12 +242,12 @@ def _is_stream(flag: str, output: Output) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Where a path leads once links are followed; a link to itself leads nowhere else."""
+    """The path with links resolved; a link to itself stays as it is."""
     return Path(os.path.realpath(path))
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file: by name once links are followed, or by what is there."""
+    """True if two paths are one file, by name once links are resolved or by what is there."""
     if _real(one) == _real(other):
         return True
     return one.exists() and other.exists() and one.samefile(other)
@@ -276,7 +277,7 @@ def _is_part(place: Path, other: str, source: Path) -> bool:
 
 
 def _apart(flag: str, output: Output, other: str, earlier: Output) -> None:
-    """Two outputs are two files, neither of them in the place of the other's folder."""
+    """Refuses two outputs at one path, or one at the path of the other's folder."""
     one, two = _real(output.path), _real(earlier.path)
     if _same(one, two) or one in two.parents or two in one.parents:
         way_out = (

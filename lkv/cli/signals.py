@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a command in one line, after it has cleaned up."""
+"""Ctrl-C, SIGTERM and a closed terminal end a command with one line, after it has cleaned up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class Ended(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came: to be treated as Ctrl-C is."""
+    """SIGTERM or SIGHUP arrived; treated like Ctrl-C."""
 
 
-class Heard:
-    """The signal that came first, if any: what it raises may come out as another error of a library's."""
+class FirstSignal:
+    """Handles signals and remembers the first: a library may turn what it raises into another error."""
 
     number: int | None = None
 
@@ -35,16 +35,16 @@ def message(number: int) -> str:
 
 
 def leave_at_once() -> None:
-    """Until `heard`, nothing is there to be cleaned up: a signal ends the process with its line."""
+    """Lets a signal end the process at once with its line; until `caught` there is nothing to clean up."""
     for number in WORDS:
         if signal.getsignal(number) in DEFAULT:
             signal.signal(number, _leave)
 
 
 @contextmanager
-def heard() -> Iterator[Heard]:
-    """Inside, the signals that are not ignored raise KeyboardInterrupt, and the first is noted."""
-    handler = Heard()
+def caught() -> Iterator[FirstSignal]:
+    """Within it, signals that are not ignored raise KeyboardInterrupt; the first is remembered."""
+    handler = FirstSignal()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in WORDS:
@@ -54,8 +54,8 @@ def heard() -> Iterator[Heard]:
     try:
         yield handler
     finally:
-        for heard_of, handled in before.items():
-            signal.signal(heard_of, handled)
+        for caught_number, handled in before.items():
+            signal.signal(caught_number, handled)
 
 
 def _leave(number: int, frame: object) -> NoReturn:

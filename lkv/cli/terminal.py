@@ -1,4 +1,4 @@
-"""Standard output and error, whatever they are: closed, a pipe that nobody reads, ASCII alone."""
+"""Standard output and error in every state: closed, a pipe that nobody reads, ASCII only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ GONE = 141  # exit code where the reader of a pipe has left: what a shell says o
 
 
 def prepare() -> None:
-    """A closed stream becomes /dev/null: the next file opened would take its number, and with it what any
-    library prints. A character that the terminal does not have is printed as an escape."""
+    """Replaces closed streams by /dev/null, and prints characters that the terminal lacks as escapes.
+
+    Otherwise the next file opened would take a closed stream's number, and receive what libraries print.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -26,7 +28,7 @@ def prepare() -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard error, where that is still read."""
+    """Prints a line on standard error, if that is still read."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -34,8 +36,10 @@ def say(text: str) -> None:
 
 
 def finish(code: int) -> int:
-    """The exit code once all that was printed has left; `code` where it has arrived. A stream that fails is
-    given up: else Python would fail on it once more when it exits."""
+    """Flushes both streams and returns the exit code: `code`, unless output could not be written.
+
+    A stream that fails is replaced by /dev/null, because Python would fail on it again at exit.
+    """
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""lkv data train"""
+"""`lkv data train`"""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lkv.cli import flags
+from lkv.cli.arguments import positive_number, source_word, weighted_name
+from lkv.cli.command import Command
+from lkv.cli.loading import load_model, notify
 from lkv.errors import UserError, one_of
 from lkv.study.budgets import check_once
 from lkv.study.commands import NOT_GIVEN
+from lkv.study.settings.training import Train
 from lkv.study.versions import VERSIONS
 
 if TYPE_CHECKING:
     from lkv.data.shards import Stored
     from lkv.model.load import Loaded
-from lkv.cli.loading import load_model, notify
 
 Arguments = argparse.Namespace
 log = logging.getLogger("lkv")
@@ -64,7 +68,7 @@ def data_train(args: Arguments) -> None:
 
 
 def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> tuple[Stored, dict[str, Any]]:
-    """Freezes the training prompts, unanswered, in the file `prompts`: they, and what to say of them."""
+    """Freezes the training prompts, unanswered, in the file `prompts`; returns them and their facts."""
     from lkv.data.frozen import freeze, sidecar
     from lkv.data.mixture import frozen_mixture, notices
     from lkv.data.prompts import build
@@ -92,3 +96,47 @@ def _build_prompts(args: Arguments, loaded: Loaded, prompts: Path) -> tuple[Stor
 
 def _unanswered(prompt: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in prompt.items() if key != "answer"}
+
+
+def data_train_flags(parser: argparse.ArgumentParser) -> None:
+    flags.model(parser)
+    parser.add_argument(
+        "--mixture",
+        nargs="+",
+        type=weighted_name,
+        metavar="KIND=WEIGHT",
+        help="kinds of offline prompts with weights; lkv/data/prompts.py lists them (default: --sources)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=positive_number,
+        metavar="N",
+        help="prompts of the mixture (default: none, it needs them)",
+    )
+    flags.settings(parser, Train, "lengths")
+    parser.add_argument(
+        "--sources",
+        nargs="+",
+        type=source_word,
+        metavar="JSON",
+        help='data sets in place of a mixture, each {"name", "schema", "data", "count"} (default: --mixture)',
+    )
+    flags.settings(parser, Train, "max_tokens", "response_tokens", "answers")
+    flags.setting(
+        parser, Train, "batch", default=None, help="prompts answered at once (default: as many as fit)"
+    )
+    flags.seed(parser)
+    flags.runs(parser)
+    flags.processes(parser)
+    flags.out(parser, "JSONL of prompts and answers")
+
+
+COMMANDS = [
+    Command(
+        "data train",
+        data_train,
+        data_train_flags,
+        "--model models/smollm2-135m-instruct --mixture table=1 code=1 --samples 16 --lengths 256 512 "
+        "--out data/mine/train.jsonl",
+    )
+]

@@ -1,4 +1,4 @@
-"""Which device a job runs on: each leases a GPU of its own, or a share of one, by file locks."""
+"""Leases of GPUs by file locks: a job gets a GPU of its own, or a share of one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _leases: list[IO[str]] = []  # open files: the locks live as long as the process
 
 
 def pick(name: str, jobs: int = 1, notify: Callable[[str], None] = log.warning) -> torch.device:
-    """auto, cpu or cuda → a device. On CUDA the first GPU that has room for one of `jobs` that share it.
+    """The device called `name` (auto, cpu or cuda); on CUDA, the first GPU with room for one of `jobs`.
 
-    A job alone (`jobs` is 1) takes one that nobody holds, or else waits for one that is shared, until those
-    that share it end; no more come to it.
+    With `jobs` of 1 a job takes a free GPU. If all are shared, it keeps further jobs off one of them and
+    waits until that one is free. Raises UserError where no GPU can be leased.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise one_of("device", name, ["auto", "cpu", "cuda"])
@@ -46,7 +46,7 @@ def pick(name: str, jobs: int = 1, notify: Callable[[str], None] = log.warning) 
 
 
 def _lease_place(cards: Sequence[str], jobs: int) -> int | None:
-    """A place on a GPU that no job alone holds or waits for; the GPUs fill evenly."""
+    """A share of a GPU that no job has, or waits for, alone; GPUs fill evenly."""
     for slot in range(jobs):
         for index, card in enumerate(cards):
             unwanted = _locked(f"{card}-wanted", fcntl.LOCK_SH, tries=3)
@@ -63,7 +63,7 @@ def _lease_place(cards: Sequence[str], jobs: int) -> int | None:
 
 
 def _lease_alone(cards: Sequence[str], notify: Callable[[str], None]) -> int | None:
-    """A GPU that nobody holds; else one that is shared, once those that share it are done."""
+    """A free GPU; else one that is shared, once the jobs on it are done."""
     for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):
         for index, card in enumerate(cards):
             wanted = _locked(f"{card}-wanted", fcntl.LOCK_EX, tries=3)
@@ -80,9 +80,9 @@ def _lease_alone(cards: Sequence[str], notify: Callable[[str], None]) -> int | N
 
 
 def _locked(name: str, kind: int, tries: int = 1) -> IO[str] | None:
-    """A lock on a GPU, or on a place on it; None where another process holds it.
+    """A lock on a GPU, or on a share of it; None if another process holds it.
 
-    One that others hold for no more than a moment is worth several `tries`.
+    Give several `tries` for a lock that others hold only for a moment.
     """
     path = Path(tempfile.gettempdir()) / f"lkv-gpu-{name}.lock"
     if not path.exists():

@@ -1,7 +1,7 @@
 """Several processes, one a GPU, share a training step or the answers to its prompts.
 
-lkv.distributed.launch, torchrun or accelerate start them and set RANK and WORLD_SIZE. Without these there is
-one process that shares nothing."""
+lkv.distributed.launch, torchrun or accelerate start them and set RANK and WORLD_SIZE. Without these variables
+there is one process, which shares nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from lkv.distributed.launch import MEET, world
 from lkv.errors import Lost
 
-PATIENCE = timedelta(days=1)  # with the slowest; one that fails is noticed by what started them
+PATIENCE = timedelta(days=1)  # for the slowest; the launcher notices one that fails
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and draws bars."""
+        """True for the process that writes files and shows progress bars."""
         return self.rank == 0
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
-        """Each tensor becomes its sum over all processes, in place; one message."""
+        """Replaces each tensor by its sum over all processes, in place, in one message."""
         if self.world == 1:
             return
         tensors = list(tensors)
@@ -45,7 +45,7 @@ class Group:
             tensor.copy_(part.view_as(tensor))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Blocks until all processes have called it."""
         if self.world > 1:
             with _together():
                 dist.barrier()
@@ -53,7 +53,7 @@ class Group:
 
 @contextmanager
 def group(device: torch.device) -> Iterator[Group]:
-    """Inside, processes that were started together can talk: by NCCL on CUDA, gloo elsewhere."""
+    """Connects the processes that were started together: by NCCL on CUDA, gloo elsewhere."""
     if world() == 1:
         yield Group()
         return

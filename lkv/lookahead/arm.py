@@ -1,4 +1,4 @@
-"""How a training runs: its schedule, and the arm of the study that it is."""
+"""The schedule of a training, and the arm of the study that it trains."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ from lkv.errors import UserError
 TOKENS, RANK, ALPHA = 32, 8, 32  # of the paper: lookahead tokens; the LoRA's rank and alpha
 
 
-def check_training(prompts: int, held_out: int, batch: int, steps: int = 0, warmup_steps: int = 0) -> None:
+def check_training(
+    prompts: int,
+    held_out: int,
+    batch: int,
+    steps: int = 0,
+    warmup_steps: int = 0,
+    places: tuple[str, str] = ("", "--warmup-steps: "),
+) -> None:
+    """Refuses a training that cannot fill a batch, or warms up for longer than it runs.
+
+    `places`: where the number of prompts stands, and where the warm-up's steps.
+    """
     if prompts - held_out < batch:
         raise UserError(
-            f"{prompts} prompts less {held_out} held out do not fill a batch of {batch}; "
-            "give more samples or a smaller batch"
+            f"{places[0]}{prompts} prompts less {held_out} held out do not fill a batch of {batch}; "
+            f"give {held_out + batch} prompts or more, or a smaller batch"
         )
     if warmup_steps > steps:
-        raise UserError(
-            f"--warmup-steps: {warmup_steps} is more than the {steps} steps; give as many or fewer"
-        )
+        raise UserError(f"{places[1]}{warmup_steps} is more than the {steps} steps; give as many or fewer")
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What an arm may change: how it is trained, on what data, and how its importance becomes a choice.
+# The keys of `train` that decide which training prompts an arm has.
 DATA_KEYS = ("samples", "lengths", "response_tokens", "answers", "mixture", "sources", "max_tokens")
 
 
 def main_arm(config: Mapping[str, Any]) -> str:
-    """The arm that stands in every table as LookaheadKV."""
+    """The arm that tables show as LookaheadKV."""
     return str((config.get("train") or {"arm": "main"}).get("arm", "main"))
 
 
 def reference_arm(config: Mapping[str, Any]) -> str:
-    """The arm that the ablation's others are compared with."""
+    """The arm that the other arms are compared with."""
     return str((config["ablation"] or {}).get("reference") or main_arm(config))
 
 
 def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arm → the values of `train` and `lookaheadkv` that are its own: the main arm's first."""
+    """Arm → its values of `train` and `lookaheadkv`; the main arm comes first."""
     if not config["train"]:
         return {}
     main = config["train"] | config["lookaheadkv"]
@@ -29,8 +29,11 @@ def arms(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def same_data(config: Mapping[str, Any], arm: str) -> str:
-    """The first arm whose training prompts are this arm's. Offline ones also serve an arm of shorter answers,
-    as greedy answers begin alike; which prompts of data sets fit depends on the answers' length."""
+    """The first arm with the same training prompts as `arm`.
+
+    Prompts of a mixture also serve an arm of shorter answers, because greedy answers begin alike. Those of
+    data sets do not: which of them fit depends on the length of the answers.
+    """
     known = arms(config)
     own, keys = known[arm], [key for key in DATA_KEYS if key != "response_tokens" or known[arm]["sources"]]
     return next(
@@ -41,7 +44,7 @@ def same_data(config: Mapping[str, Any], arm: str) -> str:
 
 
 def same_modules(config: Mapping[str, Any], arm: str) -> str:
-    """The first arm whose trained modules are this arm's; the recipes may differ."""
+    """The first arm with the same trained modules as `arm`; how they choose entries may differ."""
     known, keys = arms(config), [key for key in config["train"] if key not in ("arm", "gpus")]
     return next(name for name, own in known.items() if all(own[key] == known[arm][key] for key in keys))
 
@@ -57,11 +60,11 @@ def trained_data(config: Mapping[str, Any]) -> list[str]:
 
 
 def train_seed(config: Mapping[str, Any], arm: str) -> int:
-    """What an arm's modules and the order of its prompts are drawn from; the prompts are the study's."""
+    """Seed of an arm's initial modules and of its prompts' order; the study's seed makes the prompts."""
     own = arms(config)[arm]["seed"]
     return int(config["seed"] if own is None else own)
 
 
 def spread(config: Mapping[str, Any], arm: str, gpus: int) -> int:
-    """How many processes, each on a GPU of its own, share an arm's training, where there are `gpus`."""
+    """Number of processes, each on a GPU of its own, that share an arm's training, of `gpus` at most."""
     return max(1, min(int(arms(config)[arm]["gpus"]), gpus))

@@ -1,6 +1,6 @@
-"""What can be known before any work: whether values that are each allowed go together. No torch.
+"""Checks of values that are allowed one by one, but not together: budgets, lengths and answers. No torch.
 
-The study's check and the command line's verbs share it; `place` is how an error names where a value stands.
+The study's check and the command line share them; `place` names the value's key or flag in an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Study = Mapping[str, Any]
 
 
 class Budgets(NamedTuple):
-    """Budgets of a study, where they stand, and the methods that have to keep to them."""
+    """Budgets of a study, their key, and the methods that must keep to them."""
 
     place: str
     budgets: Sequence[int]
@@ -25,7 +25,7 @@ class Budgets(NamedTuple):
 
 
 def check_budgets(budgets: Iterable[int], methods: Iterable[str], place: str) -> None:
-    """Every method must be able to keep to every budget; the full cache has none."""
+    """Refuses a budget below the smallest of one of the methods."""
     asked = [method for method in methods if method in METHODS]
     for budget in budgets:
         for method in asked:
@@ -37,10 +37,10 @@ def check_budgets(budgets: Iterable[int], methods: Iterable[str], place: str) ->
 
 
 def check_once(values: Sequence[object], place: str) -> None:
-    """No value may stand twice: it would be measured twice under one name."""
+    """Refuses a value that is given twice: it would be measured twice under one name."""
     for at, value in enumerate(values):
         if value in values[:at]:
-            raise UserError(f"{place}: {value} stands twice; give it once")
+            raise UserError(f"{place}: {value} is given twice; give it once")
 
 
 def check_kernel(kernel: int, place: str) -> None:
@@ -48,12 +48,12 @@ def check_kernel(kernel: int, place: str) -> None:
         raise UserError(f"{place}: a pooling kernel of {kernel} has no middle; give an odd number")
 
 
-def check_study(study: Study, specs: Mapping[str, Mapping[str, Any]], source: str) -> None:
+def check_sizes(study: Study, specs: Mapping[str, Mapping[str, Any]], source: str) -> None:
     """Budgets, lengths and answers of a study, by what the methods need and the models' `specs` say."""
     for named in _budgets(study):
         check_budgets(named.budgets, named.methods, f"{source}, {named.place}")
     _check_ruler(study, specs, source)
-    _check_training(study, specs, source)
+    _check_training_lengths(study, specs, source)
     for name in study["models"]:
         context = _context(specs[name])
         cut, answer = study["protocol"]["max_prompt"], (study.get("mtbench") or {}).get("max_new_tokens")
@@ -65,7 +65,7 @@ def check_study(study: Study, specs: Mapping[str, Mapping[str, Any]], source: st
 
 
 def _budgets(study: Study) -> Iterator[Budgets]:
-    """The budgets that a stage uses, once a place."""
+    """The budgets of each stage, under the key that holds them."""
     sections = [section for section in ("ruler", "longbench", "longproc", "mtbench") if study.get(section)]
     sections += ["inspect"] if study["inspect"] else []
     for section in sections:
@@ -81,7 +81,7 @@ def _budgets(study: Study) -> Iterator[Budgets]:
 
 
 def _check_ruler(study: Study, specs: Mapping[str, Mapping[str, Any]], source: str) -> None:
-    """Ready-made sets are left alone: their lengths are those of another tokenizer."""
+    """RULER's lengths have room for the answer and fit the models; ready-made sets have their own lengths."""
     own = study.get("ruler")
     if not own:
         return
@@ -103,8 +103,8 @@ def _check_ruler(study: Study, specs: Mapping[str, Mapping[str, Any]], source: s
                 raise _too_long(f"{source}, ruler.lengths", f"{longest} tokens are", name, context)
 
 
-def _check_training(study: Study, specs: Mapping[str, Mapping[str, Any]], source: str) -> None:
-    """Prompts of the mixture with their answers; those of data sets are cut to what the model reads."""
+def _check_training_lengths(study: Study, specs: Mapping[str, Mapping[str, Any]], source: str) -> None:
+    """Training prompts of the mixture fit the models, answers included; data sets' prompts are cut to fit."""
     train = study["train"]
     if not train:
         return
@@ -126,13 +126,13 @@ def _check_training(study: Study, specs: Mapping[str, Mapping[str, Any]], source
 
 
 def _reading(study: Study) -> list[str]:
-    """The models that read the benchmarks' prompts, and those that draft for them."""
+    """The models that read the benchmarks' prompts, and their draft models."""
     drafts = study["speckv"]["drafts"] if "speckv" in study["methods"] else {}
     return [*study["models"], *(drafts[name] for name in study["models"] if drafts.get(name, SELF) != SELF)]
 
 
 def _context(spec: Mapping[str, Any]) -> int | None:
-    """Tokens that a model reads, where its file says so."""
+    """The context of a model in tokens, if its file states it."""
     return spec.get("context") or spec["source"].get("context")
 
 

@@ -1,4 +1,4 @@
-"""From the study's config to the words of the command line."""
+"""Turns a study's config into words of the command line."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from lkv.registry import SELF
 from lkv.results.paths import paths
 from lkv.study.arms import arms, reference_arm, same_data, same_modules
 from lkv.study.jobs import MTBENCH, budgets, folders
-from lkv.study.models import draft, shape_alone, timed_model
+from lkv.study.models import draft, has_random_weights, timed_model
 from lkv.study.schema import model_spec
+from lkv.study.settings.declare import declared
+from lkv.study.settings.training import Choosing
 
 # The config key, and the flag of `lkv data ruler`, that says where a task's haystack comes from.
 SOURCES = {"essays": "haystack", "squad": "squad", "hotpotqa": "hotpotqa"}
-RECIPE_KEYS = ("group", "pool", "kernel", "order", "beside")
-RECIPE_CHOICES = {
-    "group": ("mean", "max"),
-    "pool": ("max", "avg", "none"),
-    "order": ("group_pool", "pool_group"),
-}  # the others: numbers
-
+RECIPE_KEYS = tuple(declared(Choosing))  # in the order of the command line
 NOT_GIVEN = "the true answers are known of offline prompts alone, not of data sets"
 
 
@@ -43,21 +39,21 @@ def ablation_flags(config: Mapping[str, Any]) -> list[str]:
 
 
 def latency_flags(config: Mapping[str, Any], model: str) -> list[str]:
-    """Command-line words for which model is timed, and how."""
-    own, flag = config["latency"], "--shape" if shape_alone(config, model) else "--model"
+    """Command-line words that say which model is timed, and how."""
+    own, flag = config["latency"], "--shape" if has_random_weights(config, model) else "--model"
     words = [flag, *folders([timed_model(config, model)])]
     words += flags(own, "lengths", "budgets", "repeats", "warmups", "ways")
     return words + (["--batches"] if own["batches"] else [])
 
 
-def parts(
+def method_flags(
     config: Mapping[str, Any],
     model: str,
     adapters: Sequence[str],
     drafts: Sequence[str],
     of: str | None = None,
 ) -> list[str]:
-    """Command-line words for what methods bring along: an adapter, a draft model, LookaheadKV's recipe."""
+    """Command-line words for what methods need: adapter, draft model, and how LookaheadKV chooses."""
     given = {
         "adapter": folders(adapters) or None,
         "draft": (folders(drafts) or [SELF]) if draft(config, model, of) else None,
@@ -66,21 +62,21 @@ def parts(
 
 
 def protocol_flags(config: Mapping[str, Any]) -> list[str]:
-    """Command-line words for the protocol; what they leave out is the model's own."""
+    """Command-line words for the protocol; the model's file decides what they leave out."""
     own = config["protocol"]
     words = flags({"protocol": own["name"], **own}, "protocol", "template", "max_prompt")
     return words + ([] if own["question_aware"] else ["--question-blind"])
 
 
 def given_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
-    """Command-line words for a benchmark whose records are given: where they lie, and how many to take."""
+    """Command-line words for a benchmark with given records: where they are, and how many to use."""
     where = {"longbench": "source", "longproc": "data_folder"}[benchmark]
     values = config[benchmark] | {"data_folder": config[benchmark].get("data")}
     return flags(values, where, "samples", "max_new_tokens")
 
 
 def inspect_flags(config: Mapping[str, Any], benchmark: str) -> list[str]:
-    """Command-line words for what is inspected; none where nothing is."""
+    """Command-line words for what is inspected, if anything is."""
     own = config["inspect"]
     given = own and own | {"budgets": own["budgets"] or budgets(config, benchmark)}
     return flags(given, "budgets", "samples") if given else []
@@ -108,7 +104,7 @@ def judge_flags(config: Mapping[str, Any]) -> list[str]:
 
 
 def train_flags(config: Mapping[str, Any], model: str, arm: str, root: Path = Path()) -> list[str]:
-    """Command-line words for an arm's training. The learning rate is the arm's, or else the model's own."""
+    """Command-line words for an arm's training; a rate that the arm leaves open is the model's."""
     known = arms(config)
     own = known[arm]
     own["learning_rate"] = own["learning_rate"] or model_spec(model, root)["learning_rate"]
@@ -121,7 +117,7 @@ def train_flags(config: Mapping[str, Any], model: str, arm: str, root: Path = Pa
 def prompt_flags(config: Mapping[str, Any], arm: str) -> list[str]:
     """Command-line words for an arm's training prompts: an offline mixture, or data sets.
 
-    `answers` is a flag only where it is not the default: what was made before there was a choice stays.
+    `--answers` is given only if it is not the default, so that prompts made without the flag stay valid.
     """
     train = arms(config)[arm]
     if train["sources"] is None:
@@ -132,12 +128,12 @@ def prompt_flags(config: Mapping[str, Any], arm: str) -> list[str]:
 
 
 def ruler_sources(task: str) -> list[str]:
-    """The config keys, and `lkv data ruler` flags, of the text that a RULER task reads: one, or none."""
+    """The config key and `lkv data ruler` flag of the text that a RULER task reads, if it reads one."""
     return [SOURCES[kind] for kind in [ruler.TASKS[task].haystack] if kind in SOURCES]
 
 
 def ruler_files(config: Mapping[str, Any], task: str) -> list[str]:
-    """The local files behind them; `pydoc` and what lies on a hub are none."""
+    """The local files that a RULER task reads; neither `pydoc` nor hub data sets."""
     if config["ready"] is not None:
         return []
     return [file for key in ruler_sources(task) if (file := local(config[key]))]
@@ -150,12 +146,12 @@ def ruler_flags(config: Mapping[str, Any], task: str) -> list[str]:
 
 
 def local(source: str) -> str:
-    """The path of a text source that is a local file, without its checksum; empty where it is none."""
+    """The path of a text source without its checksum; empty if it is no local file."""
     return "" if source == "pydoc" or source.startswith("hub:") else source.partition("#")[0]
 
 
 def shell_prefix(cpus: int) -> str:
-    """Bash before every job: stop at errors; no more threads than CPUs (`--cores 8` on a smaller machine)."""
+    """Bash in front of every job: stop at errors, and use no more threads than there are CPUs."""
     fewer = f"$((OMP_NUM_THREADS < {cpus} ? OMP_NUM_THREADS : {cpus}))"
     return f"set -euo pipefail; export OMP_NUM_THREADS={fewer}; export MKL_NUM_THREADS=$OMP_NUM_THREADS; "
 

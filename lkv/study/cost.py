@@ -1,4 +1,4 @@
-"""What a study costs: prompts, tokens, seconds and bytes of each stage."""
+"""The cost of a study's stages: prompts, tokens, seconds and bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOPS = 6.2e14  # prefill of an 8B shape in bfloat16, 8K to 32K tokens: 210 and 
 TRAINING_FLOPS = 1.8e14  # SmolLM2, on the same machine (training.csv); larger models do better
 READ_BYTES_S = 2.7e12
 LAYER_S = 3e-5  # of a decode step's kernels, whatever they do
-PROMPT_S = 0.1  # of an evaluated prompt beside prefill and decoding; SmolLM2, 55 cells
+PROMPT_S = 0.1  # overhead of an evaluated prompt besides prefill and decoding; SmolLM2, 55 conditions
 ROWS = 512  # decoded at once
 ANSWERED = 128  # prompts whose training answers are
 TOKEN_BYTES = 4.5  # of text a token; ids in JSON take about 7
@@ -37,7 +37,7 @@ MTBENCH_QUESTIONS, MTBENCH_TOKENS = 80, 100  # a turn's question, template count
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of the plan. Tokens are those read (prompts) and those written."""
+    """One line of the plan; tokens are counted as read (prompts) and written (answers)."""
 
     model: str
     name: str
@@ -54,25 +54,25 @@ class Stage:
 
 
 def training_prompts(train: Mapping[str, Any]) -> tuple[int, float]:
-    """An arm's training prompts, and their mean length."""
+    """The number of an arm's training prompts, and their mean length in tokens."""
     if train["sources"]:
         return sum(item["count"] for item in train["sources"]), train["max_tokens"] / 2
     return train["samples"], sum(train["lengths"]) / len(train["lengths"])
 
 
-def task_load(config: Mapping[str, Any], cell: jobs.Cell, limit: int | None) -> tuple[int, float, int]:
-    own = config[cell.benchmark]
+def task_load(config: Mapping[str, Any], job: jobs.Evaluation, limit: int | None) -> tuple[int, float, int]:
+    own = config[job.benchmark]
     cap = own.get("max_new_tokens")
     row: Any
-    if cell.benchmark == "ruler":
-        row = ruler.TASKS[cell.task]
+    if job.benchmark == "ruler":
+        row = ruler.TASKS[job.task]
         new = min(row.tokens, cap or row.tokens)
-        return own["samples"], cell.length - new, new
-    if cell.benchmark == "longbench":
-        row, length = longbench.TASKS[cell.task], WORDS[cell.task] * TOKENS_A_WORD
+        return own["samples"], job.length - new, new
+    if job.benchmark == "longbench":
+        row, length = longbench.TASKS[job.task], WORDS[job.task] * TOKENS_A_WORD
         length = min(length, limit or length)
     else:
-        row, length = longproc.TASKS[cell.task], LONGPROC_TOKENS[cell.task]
+        row, length = longproc.TASKS[job.task], LONGPROC_TOKENS[job.task]
     return min(own["samples"] or row.samples, row.samples), length, min(row.tokens, cap or row.tokens)
 
 
@@ -82,7 +82,7 @@ def model_shape(model: str, root: Path) -> Shape | None:
 
 
 def prefill_seconds(shape: Shape | None, tokens: float, prompts: float, rate: float = FLOPS) -> float | None:
-    """Seconds."""
+    """Seconds that `prompts` prefills of `tokens` tokens take, at `rate` operations a second."""
     if shape is None:
         return None
     return prompts * prefill_flop(shape, tokens) / rate
@@ -91,12 +91,12 @@ def prefill_seconds(shape: Shape | None, tokens: float, prompts: float, rate: fl
 def decode_seconds(
     shape: Shape | None, steps: float, rows: int, entries: float, batches: float
 ) -> float | None:
-    """Seconds of `batches` times `steps` steps."""
+    """Seconds of `batches` batches of `steps` decode steps each."""
     return None if shape is None else batches * steps * step_s(shape, rows, entries)
 
 
 def step_s(shape: Shape, rows: int, entries: float) -> float:
-    """Seconds of one decode step of `rows` rows with `entries` each."""
+    """Seconds of one decode step of `rows` sequences with `entries` cache entries each."""
     weights = max(NUMBER * shape.parameters / READ_BYTES_S, 2 * shape.parameters * rows / FLOPS)
     return LAYER_S * shape.layers + weights + rows * entries * shape.entry_bytes / READ_BYTES_S
 

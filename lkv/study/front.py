@@ -20,24 +20,24 @@ def facts_as_code(results: str) -> str:
 
 
 def front(results: str) -> str:
-    """The facts at the front of report.html, as reStructuredText: whose study it is, and what it rests on."""
+    """The first page of report.html as reStructuredText: study, models, benchmarks, device, code."""
     known = facts(results)
     lengths = ", ".join(map(str, _list(known, "config", "latency", "lengths")))
-    told = {"Study": [known.get("study")], "Models": _list(known, "config", "models")}
+    rows: dict[str, list[Any]] = {"Study": [known.get("study")], "Models": _list(known, "config", "models")}
     for section, label in (("ruler", "RULER"), ("longbench", "LongBench"), ("longproc", "LongProc")):
-        told[label] = _list(known, "config", section, "tasks")
-    told |= {
+        rows[label] = _list(known, "config", section, "tasks")
+    rows |= {
         "Timed at": [f"{lengths} tokens"],
         "Device": [f"{known.get('device')}, attention {known.get('backend')}, {known.get('dtype')}"],
         "Code, by its commit": [f"{known.get('commit')}{', with local changes' * bool(known.get('dirty'))}"],
     }
     return "\n".join(
-        f":{label}: {', '.join(map(rst_text, values))}" for label, values in told.items() if values
+        f":{label}: {', '.join(map(rst_text, values))}" for label, values in rows.items() if values
     )
 
 
 def _list(value: Any, *keys: str) -> list[Any]:
-    """What lies under these keys, where a stranger's file has a list there."""
+    """The list under these keys, or an empty one: the file may be somebody else's."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, list) else []

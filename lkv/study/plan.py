@@ -1,8 +1,8 @@
-"""What a study will cost, before it starts: jobs, prompts, tokens, GPU-hours, disk. An estimate.
+"""Estimates what a study costs before it starts: jobs, prompts, tokens, GPU-hours, disk.
 
-Prefill costs its floating-point operations (lkv/model/flops.py) at the rate measured on an H100. A decode
-step is the launch of its kernels, the longer of reading the weights and multiplying by them, and the reading
-of its rows' caches: within a half of the measured steps of four models.
+Prefill time is its floating-point operations (lkv/model/flops.py) at the rate measured on an H100. A decode
+step is the sum of three times: launching the kernels, reading or multiplying by the weights (the longer of
+the two), and reading the caches. For four models this is within 50 % of the measured steps.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def _of_model(config: Mapping[str, Any], model: str, root: Path) -> Iterator[Sta
     methods = [name for name in models.methods(config, model) if name != "full"]
     limit = config["protocol"]["max_prompt"] or schema.model_spec(model, root)["max_prompt"]
     groups: dict[str, list[tuple[int, float, int]]] = {}  # benchmark: (samples, prompt tokens, new tokens)
-    for cell in jobs.cells(config):
-        groups.setdefault(cell.benchmark, []).append(task_load(config, cell, limit))
+    for job in jobs.evaluations(config):
+        groups.setdefault(job.benchmark, []).append(task_load(config, job, limit))
     for benchmark, tasks in groups.items():
         yield _evaluation(model, benchmark, tasks, methods, jobs.budgets(config, benchmark), shape)
     if own := config["ablation"]:
-        tasks = [task_load(config, cell, limit) for cell in jobs.ablated(config)]
+        tasks = [task_load(config, job, limit) for job in jobs.ablated_evaluations(config)]
         tasks = [(min(n, own["samples"] or n), length, new) for n, length, new in tasks]
         yield _evaluation(
             model, "ablation", tasks, list(arms.arms(config)), own["budgets"] or config["budgets"], shape

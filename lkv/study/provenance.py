@@ -1,4 +1,4 @@
-"""What a study's figures rest on, as one JSON beside them."""
+"""provenance.json: the code, data, models and device that a study's results come from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_provenance(
     device_name: str = "auto",
     dtype_name: str = "auto",
 ) -> None:
-    """Collects versions, hashes, device and training facts. `config` is the study's resolved YAML."""
+    """Writes versions, hashes, device and training facts; `config` is the YAML with defaults filled in."""
     study = require(read_yaml(config), (), config, "the workflow")
     device = pick(device_name)
     dtype = choose_dtype(dtype_name, device)
@@ -86,7 +86,7 @@ def write_provenance(
 
 
 def named(study: Mapping[str, Any], adapters: Sequence[Path]) -> dict[str, Path]:
-    """model/arm → folder: the study's own are named so; a given one is its model's main arm."""
+    """model/arm → folder of modules; given modules count as their model's main arm."""
     given = {name: Path(folder) for name, folder in (study.get("adapters") or {}).items()}
     own = [folder for folder in adapters if folder not in given.values()]
     return {f"{name}/{main_arm(study)}": folder for name, folder in given.items() if folder in adapters} | {
@@ -99,18 +99,18 @@ def _stamp(seconds: float) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python, on whose version the documents of training and haystack depend, and of what is installed."""
+    """Versions of Python, on which offline documents depend, and of installed packages."""
     found = {name: version for name in PACKAGES if (version := _version(name))}
     return {"python": platform.python_version()} | found
 
 
 def commit() -> str | None:
-    """The commit that this code was run at: LKV_COMMIT where a copy came without its history, or git's."""
+    """The commit of this code: LKV_COMMIT, for copies without history, or else git's."""
     return os.environ.get("LKV_COMMIT") or _git("rev-parse", "HEAD")
 
 
 def dirty() -> bool | None:
-    """Whether the code differs from that commit; None where nobody knows."""
+    """True if the code differs from that commit; None if that is unknown."""
     if os.environ.get("LKV_COMMIT"):
         return None
     changes = _git("status", "--porcelain")

@@ -1,4 +1,4 @@
-"""Configs checked against their JSON schemas, with errors of one line."""
+"""Checks configs against their JSON schemas, with errors of one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNFIT = "[<{}\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 
 def read_plainly(files: Iterable[str | Path]) -> None:
-    """Refuses what Snakemake's own reader of config files lets pass: see lkv.files.strict_yaml."""
+    """Refuses YAML that Snakemake's own reader accepts and others do not; see lkv.files.strict_yaml."""
     for file in files:
         if Path(file).suffix != ".json":
             read_yaml(Path(file), os.path.relpath(file))
@@ -37,25 +37,30 @@ def model_spec(name: str, root: Path = Path(), source: str = "config") -> dict[s
     checked(f"{source}, models:", name, WORD, "letters, digits, '.', '_', '+', '-', no other at the front")
     path = Path(SPEC.format(model=name))
     if not (found := at(path, root)).is_file():
-        known = {spec.stem for base in (root, SHIPPED) for spec in (base / path.parent).glob("*.yaml")}
-        raise one_of(f"model in {source}, models:", name, sorted(known), f"a new one is a file {path}")
+        known = known_models(root)
+        raise one_of(f"model in {source}, models:", name, known, f"a new one is a file {path}")
     return read_spec(found, str(path))
 
 
+def known_models(root: Path = Path()) -> list[str]:
+    """The names of all files config/models/NAME.yaml."""
+    folder = Path(SPEC).parent
+    return sorted({spec.stem for base in (root, SHIPPED) for spec in (base / folder).glob("*.yaml")})
+
+
 def spec_file(name: str) -> str:
-    """A model's file, of the working directory or as it ships."""
+    """The path of a model's file: in the working directory, or as shipped."""
     return str(at(SPEC.format(model=name)))
 
 
 def at(path: str | Path, root: Path = Path()) -> Path:
-    """Where a file lies that may ship with the project: under `root` (the working directory), or beside the
-    Snakefile."""
-    mine, shipped = root / path, SHIPPED / path
-    return shipped if shipped.exists() and not mine.exists() else mine
+    """The file at `path` under `root` (the working directory), or else the one shipped with the project."""
+    own, shipped = root / path, SHIPPED / path
+    return shipped if shipped.exists() and not own.exists() else own
 
 
 def read_spec(path: Path, source: str = "") -> dict[str, Any]:
-    """The checked content of a model spec, whose name is its file's; errors start with `source`."""
+    """The checked content of a model's file, named as the file; errors start with `source`."""
     source = source or str(path)
     if not path.is_file():
         raise UserError(f"no such model spec: {path}; one is a file like config/models/NAME.yaml")
@@ -71,14 +76,14 @@ def _schema(file: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
-    """`value` with the schema's defaults, or a UserError: the first wrong key, its value, what is allowed."""
-    schema = _schema(schema_file)
+def check(value: Any, schema: Path | Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`value` with defaults. Raises UserError: the first wrong key, its value, what is allowed."""
+    schema = _schema(schema) if isinstance(schema, Path) else schema
     filled = _with_defaults(value, schema)
     try:
         from jsonschema import Draft202012Validator
         from jsonschema.validators import extend
-    except ModuleNotFoundError:  # a machine that only runs verbs: the workflow's has checked the file
+    except ModuleNotFoundError:  # a machine that only runs commands: the workflow has checked the file
         _check_texts(filled, source)
         return dict(filled)
     # In one place an unknown key comes before a missing one (the schemas' order): often it is that, misspelt.
@@ -93,7 +98,7 @@ def check(value: Any, schema_file: Path, source: str) -> dict[str, Any]:
 
 
 def _types(validator: Any) -> Any:
-    """JSON Schema's types, but 3.0 is no integer, and a number is finite and of no more than 18 digits."""
+    """JSON Schema's types, except that 3.0 is no integer and numbers are finite and below 10^18."""
     number = validator.TYPE_CHECKER.is_type
 
     def integer(_: Any, value: Any) -> bool:
@@ -106,8 +111,9 @@ def _types(validator: Any) -> Any:
 
 
 def _check_texts(value: Any, source: str, place: str = "") -> None:
-    """No text, nor any key, holds a control character, half a character, '<' or a brace, or begins as an
-    option does: texts become words of command lines, names of rules' files and parts of pages.
+    """Refuses keys and texts with control characters, lone surrogates, '<' or braces, or a leading '-'.
+
+    Texts become words of command lines, names of files and parts of pages.
     """
     if isinstance(value, Mapping):
         for key, part in value.items():

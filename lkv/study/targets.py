@@ -14,13 +14,13 @@ from lkv.study.commands import flags
 from lkv.study.jobs import MTBENCH, ablation_files, inspect_files, sample_files
 from lkv.study.models import trained
 
-WITH_ARMS = ("averages", "accuracy")  # plots in which arms may stand beside the methods
+WITH_ARMS = ("averages", "accuracy")  # plots that may show arms next to the methods
 INSPECTED = ("recall", "kept")  # plots of a study whose config says `inspect`
 REPORTS = {"table1": ("pdf", "csv", "md", "tex", "html")} | dict.fromkeys(PLOTS, ("pdf", "svg", "png"))
 
 
 class Title(NamedTuple):
-    """What report.html calls a report, and where it stands there."""
+    """The title of a report in report.html, and the category that lists it."""
 
     text: str
     category: str
@@ -42,17 +42,16 @@ LATENCY = "latency-h100"  # the published study with the paper's shape and machi
 
 
 def targets(config: Mapping[str, Any]) -> list[str]:
-    """What `snakemake all` makes: every report that its figures allow, where everything came from, and
-    MT-Bench's answers, which need no judge."""
+    """The files that `snakemake all` makes: reports, provenance, MT-Bench's answers (without a judge too)."""
     answers = [paths(config).answers.format(model=model) for model in config["models"]]
-    made = [*rendered(config), paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
+    made = [*study_reports(config), paths(config).provenance, *(answers if config.get(MTBENCH) else [])]
     if config["ablation"]:
         made.append(paths(config).arms)
     return made + ([paths(config).ablation] if ablation_files(config) else [])
 
 
-def rendered(config: Mapping[str, Any]) -> list[str]:
-    """Every report that the study's figures allow."""
+def study_reports(config: Mapping[str, Any]) -> list[str]:
+    """Every report that the study has results for."""
     kinds = list(REPORTS) if sample_files(config) else ["latency"]
     left_out = {"ablation"} if not ablation_files(config) else set()
     left_out |= set(INSPECTED) if not inspect_files(config, "kept") else set()
@@ -60,8 +59,8 @@ def rendered(config: Mapping[str, Any]) -> list[str]:
     return _report_files(kind for kind in kinds if kind not in left_out)
 
 
-def renderable(published: str, root: Path = Path()) -> list[str]:
-    """Every report that a published study's files allow."""
+def published_reports(published: str, root: Path = Path()) -> list[str]:
+    """Every report that a published study has files for."""
     read = {"table1": ("accuracy", "paired", "provenance")} | PLOTS
     there = {
         key: stored(root / PATHS[key].format(study=published)).is_file()
@@ -79,8 +78,8 @@ def title(kind: str) -> Title:
     return TITLES.get(kind, Title(kind, "Figures"))
 
 
-def shown(kind: str = "") -> dict[str, Any]:
-    """Arguments of Snakemake's `report` for reports of one kind, or of the kind that a wildcard names."""
+def report_options(kind: str = "") -> dict[str, Any]:
+    """Arguments of Snakemake's `report` for reports of one kind, or of the wildcard's kind."""
 
     def of(wildcards: Any) -> Title:
         return title(kind or wildcards.kind)
@@ -93,39 +92,39 @@ def shown(kind: str = "") -> dict[str, Any]:
 
 
 def published(configured: str, root: Path = Path()) -> list[str]:
-    """Studies whose results lie here as plain files, the configured one apart. What is no name is none."""
-    found = words(path.parent.name for path in root.glob("results/*/provenance.json"))
-    return [name for name in found if name != configured]
+    """Studies other than the configured one with results here; folders with unusual names are skipped."""
+    names = words(path.parent.name for path in root.glob("results/*/provenance.json"))
+    return [name for name in names if name != configured]
 
 
-def plotted(kind: str, study: str, config: Mapping[str, Any] | None = None) -> list[str]:
-    """The result files that a plot of a study reads: the configured one, or a published one as it is."""
+def plot_inputs(kind: str, study: str, config: Mapping[str, Any] | None = None) -> list[str]:
+    """The result files that a plot reads, of the configured study (`config`) or of a published one."""
     files = [str(stored(PATHS[key].format(study=study))) for key in PLOTS[kind]]
-    return files + (beside_methods(study, config) if kind in WITH_ARMS else [])
+    return files + (arms_in_tables(study, config) if kind in WITH_ARMS else [])
 
 
-def beside_methods(study: str, config: Mapping[str, Any] | None = None, root: Path = Path()) -> list[str]:
-    """The file of the arms that stand beside the methods, where there are any."""
+def arms_in_tables(study: str, config: Mapping[str, Any] | None = None, root: Path = Path()) -> list[str]:
+    """ablation.csv, if `ablation.beside` shows any arm in tables and plots."""
     name = PATHS["ablation"].format(study=study)
     there = (config["ablation"] or {}).get("beside") if config else (root / name).is_file()
     return [name] if there else []
 
 
-def claimed(study: str, configured: str, root: Path = Path()) -> list[str]:
-    """The files that the claims of a published study are judged by: those that are there, and what is read of
-    the studies beside it."""
+def claim_inputs(study: str, configured: str, root: Path = Path()) -> list[str]:
+    """The files by which a published study's claims are judged: its own that exist, and its companions'."""
     keys = ("provenance", "accuracy", "paired", "ablation")
     names = [PATHS[key].format(study=study) for key in keys] + [PATHS["latency"].format(study=LATENCY)]
-    also = [PATHS[key].format(study=name) for name in beside(study, configured, root) for key in keys[:3]]
+    companions = companion_studies(study, configured, root)
+    also = [PATHS[key].format(study=name) for name in companions for key in keys[:3]]
     return [name for name in names if (root / name).is_file()] + also
 
 
-def beside(study: str, configured: str, root: Path = Path()) -> list[str]:
-    """The published studies STUDY-… with scores, which are read beside a study's own for its claims."""
+def companion_studies(study: str, configured: str, root: Path = Path()) -> list[str]:
+    """The published studies STUDY-… with scores, which a study's claims read too."""
     named = [name for name in published(configured, root) if name.startswith(f"{study}-")]
     return [name for name in named if (root / PATHS["accuracy"].format(study=name)).is_file()]
 
 
 def also_flags(study: str, configured: str) -> list[str]:
-    """Command-line words for the studies read beside a study."""
-    return flags({"also": [f"results/{name}" for name in beside(study, configured)]}, "also")
+    """Command-line words for the companion studies of a study."""
+    return flags({"also": [f"results/{name}" for name in companion_studies(study, configured)]}, "also")

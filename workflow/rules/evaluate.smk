@@ -7,7 +7,7 @@ rule evaluate:
         model=PATHS.model,
         data=lambda wildcards: PATHS.data.format(
             model=wildcards.model,
-            **jobs.cell(config, wildcards.task, wildcards.length)._asdict(),
+            **jobs.evaluation(config, wildcards.task, wildcards.length)._asdict(),
         ),
         adapter=lambda wildcards: models.adapter(config, wildcards.model),
         draft=lambda wildcards: models.draft_card(config, wildcards.model),
@@ -28,10 +28,10 @@ rule evaluate:
         methods=lambda wildcards: models.methods(config, wildcards.model),
         budgets=lambda wildcards: jobs.budgets(
             config,
-            jobs.cell(config, wildcards.task, wildcards.length).benchmark,
+            jobs.evaluation(config, wildcards.task, wildcards.length).benchmark,
             int(wildcards.length),
         ),
-        parts=lambda wildcards, input: commands.parts(
+        parts=lambda wildcards, input: commands.method_flags(
             config, wildcards.model, input.adapter, input.draft
         ),
         study=STUDY,
@@ -50,7 +50,7 @@ rule ablate:
         model=PATHS.model,
         data=lambda wildcards: PATHS.data.format(
             model=wildcards.model,
-            **jobs.cell(config, wildcards.task, wildcards.length)._asdict(),
+            **jobs.evaluation(config, wildcards.task, wildcards.length)._asdict(),
         ),
         adapters=expand(
             PATHS.adapter, arm=arms.trained_arms(config), allow_missing=True

@@ -6,7 +6,7 @@ rule inspect:
         model=PATHS.model,
         data=lambda wildcards: PATHS.data.format(
             model=wildcards.model,
-            **jobs.cell(config, wildcards.task, wildcards.length)._asdict(),
+            **jobs.evaluation(config, wildcards.task, wildcards.length)._asdict(),
         ),
         adapter=lambda wildcards: models.adapter(config, wildcards.model),
         draft=lambda wildcards: models.draft_card(config, wildcards.model),
@@ -25,9 +25,9 @@ rule inspect:
         model=subpath(input.model, parent=True),
         methods=lambda wildcards: models.methods(config, wildcards.model),
         own=lambda wildcards: commands.inspect_flags(
-            config, jobs.cell(config, wildcards.task, wildcards.length).benchmark
+            config, jobs.evaluation(config, wildcards.task, wildcards.length).benchmark
         ),
-        parts=lambda wildcards, input: commands.parts(
+        parts=lambda wildcards, input: commands.method_flags(
             config, wildcards.model, input.adapter, input.draft
         ),
         study=STUDY,
@@ -49,7 +49,7 @@ rule gather_recall:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind recall --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
+        "python -m lkv gather recall --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 rule gather_kept:
@@ -62,4 +62,4 @@ rule gather_kept:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind kept --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
+        "python -m lkv gather kept --parts {input.parts:q} --out {output.csv:q} --log {log:q}"

@@ -20,7 +20,7 @@ rule latency:
         version=versions.VERSIONS["latency"],
         options=lambda wildcards: commands.latency_flags(config, wildcards.model),
         methods=lambda wildcards: models.methods(config, wildcards.model, "latency"),
-        parts=lambda wildcards, input: commands.parts(
+        parts=lambda wildcards, input: commands.method_flags(
             config, wildcards.model, input.adapter, input.draft, "latency"
         ),
         study=STUDY,

@@ -23,7 +23,7 @@ rule mtbench:
         options=commands.mtbench_flags(config),
         journal=PATHS.journal.format(model="{model}", task="mtbench", length=0),
         methods=lambda wildcards: models.methods(config, wildcards.model),
-        parts=lambda wildcards, input: commands.parts(
+        parts=lambda wildcards, input: commands.method_flags(
             config, wildcards.model, input.adapter, input.draft
         ),
         study=STUDY,

@@ -15,10 +15,10 @@ rule table:
         accuracy=PATHS.accuracy,
         paired=PATHS.paired,
         provenance=PATHS.provenance,
-        arms=targets.beside_methods(STUDY, config),
+        arms=targets.arms_in_tables(STUDY, config),
     output:
         multiext("reports/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"),
-        html=report("reports/table1.html", **targets.shown("table1")),
+        html=report("reports/table1.html", **targets.report_options("table1")),
     log:
         f"logs/{STUDY}/table.log",
     conda:
@@ -33,10 +33,10 @@ rule table:
 
 rule plot:
     input:
-        lambda wildcards: targets.plotted(wildcards.kind, STUDY, config),
+        lambda wildcards: targets.plot_inputs(wildcards.kind, STUDY, config),
     output:
         multiext("reports/{kind}", pdf=".pdf", png=".png"),
-        svg=report("reports/{kind}.svg", **targets.shown()),
+        svg=report("reports/{kind}.svg", **targets.report_options()),
     log:
         f"logs/{STUDY}/plot/{{kind}}.log",
     conda:
@@ -54,14 +54,14 @@ use rule table as table_published with:
         accuracy="results/{published}/accuracy.csv",
         paired="results/{published}/paired.csv",
         provenance="results/{published}/provenance.json",
-        arms=lambda wildcards: targets.beside_methods(wildcards.published),
+        arms=lambda wildcards: targets.arms_in_tables(wildcards.published),
     output:
         multiext(
             "reports/{published}/table1", pdf=".pdf", csv=".csv", md=".md", tex=".tex"
         ),
         html=report(
             "reports/{published}/table1.html",
-            **targets.shown("table1"),
+            **targets.report_options("table1"),
         ),
     log:
         "logs/{published}/table.log",
@@ -69,10 +69,10 @@ use rule table as table_published with:
 
 use rule plot as plot_published with:
     input:
-        lambda wildcards: targets.plotted(wildcards.kind, wildcards.published),
+        lambda wildcards: targets.plot_inputs(wildcards.kind, wildcards.published),
     output:
         multiext("reports/{published}/{kind}", pdf=".pdf", png=".png"),
-        svg=report("reports/{published}/{kind}.svg", **targets.shown()),
+        svg=report("reports/{published}/{kind}.svg", **targets.report_options()),
     log:
         "logs/{published}/plot/{kind}.log",
 
@@ -81,7 +81,7 @@ use rule plot as plot_published with:
 # docs/claims.md is this page of the main study.
 rule claims:
     input:
-        lambda wildcards: targets.claimed(wildcards.published, STUDY),
+        lambda wildcards: targets.claim_inputs(wildcards.published, STUDY),
     output:
         md="reports/{published}/claims.md",
     log:
@@ -103,7 +103,7 @@ rule html:
     input:
         config=PATHS.config,
         provenance=PATHS.provenance,
-        reports=targets.rendered(config),
+        reports=targets.study_reports(config),
     output:
         html="reports/report.html",
     log:
@@ -120,7 +120,7 @@ rule html:
 use rule html as html_published with:
     input:
         provenance="results/{published}/provenance.json",
-        reports=lambda wildcards: targets.renderable(wildcards.published),
+        reports=lambda wildcards: targets.published_reports(wildcards.published),
     output:
         html="reports/{published}/report.html",
     log:

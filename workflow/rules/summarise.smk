@@ -15,7 +15,7 @@ rule summarise:
         version=versions.VERSIONS["summarise"],
         seed=config["seed"],
     shell:
-        "python -m lkv summarise --samples {input.samples:q} --out {output.accuracy:q} --paired {output.paired:q}"
+        "python -m lkv summarise --parts {input.samples:q} --out {output.accuracy:q} --paired {output.paired:q}"
         " --seed {params.seed:q} --log {log:q}"
 
 
@@ -33,7 +33,7 @@ rule gather_training:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind training --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
+        "python -m lkv gather training --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 rule gather_arms:
@@ -65,7 +65,7 @@ rule ablation:
         seed=config["seed"],
         arm=arms.reference_arm(config),
     shell:
-        "python -m lkv ablation --samples {input.samples:q} --arm {params.arm:q} --out {output.csv:q}"
+        "python -m lkv ablation --parts {input.samples:q} --arm {params.arm:q} --out {output.csv:q}"
         " --seed {params.seed:q} --log {log:q}"
 
 
@@ -79,7 +79,7 @@ rule gather_latency:
     conda:
         "../envs/lkv.yaml"
     shell:
-        "python -m lkv gather --kind latency --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
+        "python -m lkv gather latency --parts {input.parts:q} --out {output.csv:q} --log {log:q}"
 
 
 # The one rule without a verb: the config with defaults and --config values, as a file that --configfile takes.
