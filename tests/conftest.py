@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):  # no GPU: Triton's interpreter runs the kernels
@@ -17,11 +18,20 @@ import torch
 from bad_input import make_world, restore
 from transformers import PreTrainedModel
 
+from lkv.cli.parser import parser
 from lkv.distributed.launch import launch
 from lkv.model.attention import SDPA
 from lkv.model.random_weights import tiny_model
 
 torch.set_num_threads(1)  # tiny models: more threads wait for each other longer than they compute
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser() -> Iterator[None]:
+    """The command line is built once, not by every call of `main`: thousands of tests call it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lkv.cli.main.parser", cache(parser))
+        yield
 
 
 @pytest.fixture(params=["llama", "qwen3"])
