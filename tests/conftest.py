@@ -6,13 +6,16 @@ import os
 import shutil
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):  # no GPU: Triton's interpreter runs the kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch may do
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too
 
+import durations
 import pytest
 import torch
 from bad_input import make_world, restore
@@ -26,9 +29,25 @@ from lkv.model.random_weights import tiny_model
 torch.set_num_threads(1)  # tiny models: more threads wait for each other longer than they compute
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; what tests/durations.py has measured is marked as slow."""
+    first = {name: place for place, name in enumerate(durations.LONGEST_FIRST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+    counted: Counter[str] = Counter()
+    for item in items:
+        file, function = item.path.name, item.name.partition("[")[0]
+        if function.startswith(durations.SLOW.get(file, ())):
+            item.add_marker("slow")
+        elif file in durations.ONE_IN and "[" in item.name:
+            if counted[function] % durations.ONE_IN[file]:
+                item.add_marker("slow")
+            counted[function] += 1
+
+
+@pytest.fixture(scope="module")
 def one_parser() -> Iterator[None]:
-    """The command line is built once, not by every call of `main`: thousands of tests call it."""
+    """`main` builds its command line once, not for every test: building takes longer than most tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lkv.cli.main.parser", cache(parser))
         yield

@@ -19,6 +19,8 @@ from lkv.cli.main import main
 from lkv.cli.parser import parser
 from lkv.errors import UserError, plain
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 
 @pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:
@@ -108,39 +110,15 @@ WHOLE = (
     "-",
 )
 BAD_WORDS = {
-    "whole_number": WHOLE,
-    "positive_number": ("0", *WHOLE),
-    "small_number": ("0", "10001", *WHOLE),
-    "seed_number": (
-        "-1",
-        "1.5",
-        "²",
-        "9" * 5_000,
-        "9223372036854775808",
-        "",
-        "nan",
-        "1e9",
-        "-9223372036854775808",
-    ),
-    "rate_number": (
-        "0",
-        "-1",
-        "nan",
-        "inf",
-        "-inf",
-        "1e308",
-        "1e309",
-        "x",
-        "",
-        "１",
-        "1_0",
-        "0x1",
-        "1e-9999",
-    ),
-    "temperature_number": ("-1", "nan", "inf", "1e308", "x", "", "１", "-0.5"),
-    "weighted_name": ("log=nan", "log=-1", "log=inf", "log=1e308", "log=x", "log=１"),
-    "source_word": ("", "[", "5", "[1]", '{"a": "\\ud800"}', "[" * 9_000, "9" * 5_000),
-    "method_name": ("", "snapvk", "Full", "\0"),
+    "_count": WHOLE,
+    "_positive": ("0", *WHOLE),
+    "_few": ("0", "10001", *WHOLE),
+    "_seed": ("-1", "1.5", "²", "9" * 5_000, "9223372036854775808", "", "nan", "1e9", "-9223372036854775808"),
+    "_rate": ("0", "-1", "nan", "inf", "-inf", "1e308", "1e309", "x", "", "１", "1_0", "0x1", "1e-9999"),
+    "_temperature": ("-1", "nan", "inf", "1e308", "x", "", "１", "-0.5"),
+    "_weight": ("log=nan", "log=-1", "log=inf", "log=1e308", "log=x", "log=１"),
+    "_source": ("", "[", "5", "[1]", '{"a": "\\ud800"}', "[" * 9_000, "9" * 5_000),
+    "_method_name": ("", "snapvk", "Full", "\0"),
     "None": ("", "a\0b", "a\nb", "\x1b[2J", "\ud800", "\u2028"),
     "Path": ("", "a\0b", "a\nb", "\x1b[2J", "\ud800"),
 }
@@ -164,6 +142,6 @@ def test_a_flag_refuses_every_wrong_word_by_name(
             parse([*verb.split(), f"{flag}={word}"])
         said = plain(refused.value)
         assert said.isprintable() and len(said) < 2_100
-        assert flag in said or kind in ("weighted_name", "source_word", "method_name"), said
+        assert flag in said or kind in ("_weight", "_source", "_method_name"), said
     assert main([*verb.split(), f"{flag}={BAD_WORDS[kind][-1]}"]) == 2
     assert capsys.readouterr().err == f"lkv: error: {said}\n"

@@ -39,7 +39,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], tuple[str,
     longer = {contract: (*contract, "made_up", "made_up_text") for contract in columns.CONTRACTS}
     for contract in longer.values():
         monkeypatch.setitem(columns.ADDED, contract, contract[-2:])
-    monkeypatch.setattr(csv_files, "CONTRACTS", frozenset(longer.values()))
+    monkeypatch.setattr(csv_files, "CONTRACTS", columns.CONTRACTS | set(longer.values()))
     monkeypatch.setattr(csv_files, "TEXT", columns.TEXT | {"made_up_text"})
     return longer
 
@@ -58,17 +58,19 @@ def test_added_columns_are_the_last_of_their_contract_and_may_be_empty() -> None
 def test_every_committed_file_is_read_today_and_once_its_contract_has_another_column(
     made_up: dict[tuple[str, ...], tuple[str, ...]],
 ) -> None:
+    """Each with the longer contract, and one of each kind with today's: the same but for the added columns."""
     files = committed()
     assert len(files) > 100
     seen = set()
     for name in files:
         contract = header(ROOT / name)
         [known] = [one for one in NAMES if one[: len(contract)] == contract]
-        today, later = read_csv(ROOT / name, known), read_csv(ROOT / name, made_up[known])
-        assert len(today) == len(pd.read_csv(ROOT / name)), name
+        later = read_csv(ROOT / name, made_up[known])
         assert list(later) == [*known, "made_up", "made_up_text"]
         assert later[["made_up", "made_up_text"]].isna().all(axis=None), name
-        pd.testing.assert_frame_equal(later[list(known)], today)
+        if NAMES[known] not in seen:
+            pd.testing.assert_frame_equal(later[list(known)], read_csv(ROOT / name, known))
+            assert len(later) == len(pd.read_csv(ROOT / name)), name
         seen.add(NAMES[known])
     assert len(seen) >= 10
 

@@ -14,12 +14,6 @@ import pytest
 from lkv.distributed.launch import LOST, launch, world
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = 1.0  # seconds of grace, which the tests wait for
-
-
-@pytest.fixture(autouse=True)
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lkv.distributed.launch.GRACE", SHORT)
 
 
 def python(code: str) -> list[str]:
@@ -61,9 +55,9 @@ def test_a_process_that_a_signal_ended_is_named(capfd: pytest.CaptureFixture[str
 def test_who_ends_the_launcher_ends_all(number: int, code: int, tmp_path: Path) -> None:
     own = f"open(f'{tmp_path}/{{rank}}', 'w').write(str(os.getpid())); time.sleep(60)"
     start = (
-        f"import signal, sys; from lkv.distributed import launch; launch.GRACE = {SHORT}; "
+        "import signal, sys; from lkv.distributed.launch import launch; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which background jobs ignore
-        f"sys.exit(launch.launch(2, {python(own)!r}))"
+        f"sys.exit(launch(2, {python(own)!r}))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", start], cwd=ROOT)
     while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
