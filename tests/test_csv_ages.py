@@ -58,7 +58,7 @@ def test_added_columns_are_the_last_of_their_contract_and_may_be_empty() -> None
 def test_every_committed_file_is_read_today_and_once_its_contract_has_another_column(
     made_up: dict[tuple[str, ...], tuple[str, ...]],
 ) -> None:
-    """Each with the longer contract, and one of each kind with today's: the same but for the added columns."""
+    """Each with the longer contract, one of each kind with today's too: alike but for the added columns."""
     files = committed()
     assert len(files) > 100
     seen = set()
