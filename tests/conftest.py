@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from bad_input import make_world, restore
 from transformers import PreTrainedModel
 
 from lkv.cli.parser import parser
-from lkv.distributed.launch import launch
 from lkv.model.attention import SDPA
 from lkv.model.random_weights import tiny_model
 
@@ -100,12 +98,3 @@ def unpack(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as files:
         safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
         files.extractall(folder, **safe)
-
-
-def in_two_processes(*arguments: str) -> None:
-    """Runs Python with these arguments twice at once; `lkv` and the tests' own modules can be imported."""
-    here = Path(__file__).parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{here.parent}{os.pathsep}{here}")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        assert launch(2, [sys.executable, *arguments]) == 0
