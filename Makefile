@@ -1,5 +1,7 @@
 # make demo    set up .venv, then train, evaluate and time the demo study; reports/ has the result
-# make test    the same set-up and the developers' tools, then every test
+# make test    the same set-up and the developers' tools, then every test, on all cores
+# make test-fast   those that need no more than a moment, for work on the code
+# make test-doors  those that need a machine of their own: wheels, browsers, queues (make test leaves them out)
 # make lint    ruff, mypy, snakefmt, snakemake --lint
 # make smoke   the whole workflow on a tiny random model
 # make dag     docs/dag.md, the picture of the workflow
@@ -17,14 +19,22 @@ endif
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --use-pep517 -c constraints.txt
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+# A worker a core; a file's tests stay together, for their fixtures, and tests/durations.py has the long files first.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint smoke dag unlock clean help
+.PHONY: demo test test-fast test-doors lint smoke dag unlock clean help
 
 demo: .venv/.stamp
 	$(SNAKEMAKE) $(if $(CONFIG),--configfile $(CONFIG) --) all
 
 test: .venv/.stamp-dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not door"
+
+test-fast: .venv/.stamp-dev
+	$(PYTEST) -m "not slow and not door"
+
+test-doors: .venv/.stamp-dev
+	$(BIN)/python -m pytest -m door
 
 lint: .venv/.stamp-dev
 	$(BIN)/ruff check

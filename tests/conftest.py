@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):  # no GPU: Triton's interpreter runs the kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch may do
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too
 
+import durations
 import pytest
 import torch
 from bad_input import make_world, restore
 from transformers import PreTrainedModel
 
-from lkv.distributed.launch import launch
+from lkv.cli.parser import parser
 from lkv.model.attention import SDPA
 from lkv.model.random_weights import tiny_model
 
 torch.set_num_threads(1)  # tiny models: more threads wait for each other longer than they compute
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; what tests/durations.py has measured is marked as slow."""
+    first = {name: place for place, name in enumerate(durations.LONGEST_FIRST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+    counted: Counter[str] = Counter()
+    for item in items:
+        file, function = item.path.name, item.name.partition("[")[0]
+        if function.startswith(durations.SLOW.get(file, ())):
+            item.add_marker("slow")
+        elif file in durations.ONE_IN and "[" in item.name:
+            if counted[function] % durations.ONE_IN[file]:
+                item.add_marker("slow")
+            counted[function] += 1
+
+
+@pytest.fixture(scope="module")
+def one_parser() -> Iterator[None]:
+    """`main` builds its command line once, not for every test: building takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lkv.cli.main.parser", cache(parser))
+        yield
 
 
 @pytest.fixture(params=["llama", "qwen3"])
@@ -71,12 +98,3 @@ def unpack(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as files:
         safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
         files.extractall(folder, **safe)
-
-
-def in_two_processes(*arguments: str) -> None:
-    """Runs Python with these arguments twice at once; `lkv` and the tests' own modules can be imported."""
-    here = Path(__file__).parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{here.parent}{os.pathsep}{here}")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        assert launch(2, [sys.executable, *arguments]) == 0

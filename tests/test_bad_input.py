@@ -19,6 +19,8 @@ from lkv.cli.main import main
 from lkv.cli.parser import parser
 from lkv.errors import UserError, plain
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 
 @pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import FORKS
 
 from lkv.distributed import gpu_lease
 from lkv.errors import UserError
 from lkv.model import device
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHER = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from test_device import pretend
-from lkv.distributed import gpu_lease
-pretend(setattr, {cards})
-print(gpu_lease.pick("cuda", {jobs}).index, flush=True)
-sys.stdin.read()
-"""
 
 
 def pretend(put, cards: int) -> None:  # type: ignore[no-untyped-def]
@@ -35,10 +26,23 @@ def pretend(put, cards: int) -> None:  # type: ignore[no-untyped-def]
     put(torch.cuda, "get_device_properties", lambda index: facts[getattr(index, "index", index)])
 
 
+def lease_until_told(pipe, folder: str, cards: int, jobs: int) -> None:  # type: ignore[no-untyped-def]
+    """What the other process does."""
+    tempfile.tempdir = folder
+    pretend(setattr, cards)
+    pipe.send(gpu_lease.pick("cuda", jobs).index)
+    pipe.recv()
+
+
+def ends(process, pipe) -> None:  # type: ignore[no-untyped-def]
+    if process.is_alive():
+        pipe.send("end")
+        process.join()
+
+
 @pytest.fixture
 def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """Locks in a folder of their own; what this process leases is given back."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(gpu_lease, "_leases", [])
     monkeypatch.setattr(device, "_jobs", 1)
@@ -46,17 +50,16 @@ def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-u
 
     def beside(number: int, jobs: int) -> int:
         """Another process leases; says which GPU it got."""
-        code = OTHER.format(tests=str(ROOT / "tests"), cards=number, jobs=jobs)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
-        others.append(other)
-        return int(other.stdout.readline())
+        here, there = FORKS.Pipe()
+        other = FORKS.Process(target=lease_until_told, args=(there, str(tmp_path), number, jobs))
+        other.start()
+        others.append((other, here))
+        return here.recv()
 
     beside.others = others  # type: ignore[attr-defined]
     yield beside
     for other in others:
-        if other.poll() is None:
-            other.communicate("")
+        ends(*other)
     for lease in gpu_lease._leases:
         lease.close()
 
@@ -88,7 +91,7 @@ def test_a_job_alone_waits_for_those_that_share_and_no_more_come(cards, monkeypa
         said.append(notice)
         with pytest.raises(UserError, match="all 1 GPUs are leased"):
             gpu_lease.pick("cuda", 3)
-        cards.others[0].communicate("")  # ends
+        ends(*cards.others[0])
 
     assert gpu_lease.pick("cuda", notify=meanwhile).index == 0
     assert said == ["waiting for the jobs that share GPU 0"]

@@ -26,7 +26,7 @@ from lkv.study import targets
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-in_a_browser = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(BROWSERS)}")
+no_browser = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(BROWSERS)}")
 READ = """
 const head = name => [...document.querySelectorAll("thead th")].find(th => th.textContent === name);
 const click = name => head(name).querySelector("button").click();
@@ -108,7 +108,8 @@ def test_the_page_shows_names_with_markup_as_they_are(tmp_path: Path) -> None:
     assert html.unescape(text).count(odd) == 2
 
 
-@in_a_browser
+@pytest.mark.door
+@no_browser
 def test_a_click_on_a_head_sorts_by_it_and_a_second_one_turns_it_round(page: Path, tmp_path: Path) -> None:
     found = seen(
         page,
@@ -128,7 +129,8 @@ def test_a_click_on_a_head_sorts_by_it_and_a_second_one_turns_it_round(page: Pat
     assert found["methods"] == sorted(found["methods"])
 
 
-@in_a_browser
+@pytest.mark.door
+@no_browser
 def test_menus_and_words_hide_the_other_rows_and_leave_the_full_cache(page: Path, tmp_path: Path) -> None:
     found = seen(
         page,
@@ -167,7 +169,8 @@ def test_a_published_study_renders_what_its_files_allow(folder: Path, tmp_path: 
     ]
 
 
-@in_a_browser
+@pytest.mark.door
+@no_browser
 def test_the_report_is_one_file_with_every_figure_and_its_caption(folder: Path, tmp_path: Path) -> None:
     target = "reports/mine/report.html"
     run = subprocess.run(

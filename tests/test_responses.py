@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import in_two_processes, observed
+from conftest import observed
+from forked import in_two_processes
 
 from lkv.data.frozen import freeze, load, sidecar
 from lkv.data.shards import Stored, join
@@ -264,5 +265,5 @@ def test_two_processes_take_turns_at_the_shards_and_write_the_bytes_of_one(
     loaded: Loaded, prompts: Stored, tmp_path: Path
 ) -> None:
     answer(loaded, prompts, tmp_path / "one")
-    in_two_processes("-c", SHARED, str(tmp_path))
+    in_two_processes(SHARED, str(tmp_path))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")

@@ -74,7 +74,7 @@ def test_published_differences_are_paired_by_sample(study: Path, samples: pd.Dat
             assert row["ci_low"] - 1e-6 <= row["diff"] <= row["ci_high"] + 1e-6
 
 
-@pytest.mark.parametrize("name", ["arms-cpu", "smollm2-h100"])
+@pytest.mark.parametrize("name", ["arms-cpu", pytest.param("smollm2-h100", marks=pytest.mark.door)])
 def test_a_published_ablation_is_that_of_its_samples(name: str, tmp_path: Path) -> None:
     folder = ROOT / "results" / name
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from lkv.measure.throughput import ratio, throughput
 from lkv.model.load import Loaded
 from lkv.model.random_weights import tiny_tokenizer
 from lkv.results.columns import THROUGHPUT_COLUMNS
-from lkv.results.csv_files import read_csv
+from lkv.results.csv_files import read_csv, write_csv
 
 BUDGETS = [40, 64]
 RECORD = {
@@ -82,28 +82,20 @@ def test_the_same_grid_of_another_engine_is_a_ratio_and_another_grid_is_refused(
     freeze(tmp_path / "a.jsonl", RECORDS)
     freeze(tmp_path / "b.jsonl", RECORDS[:1])
 
-    def other(samples: int) -> Path:
-        out = tmp_path / f"{samples}.csv"
-        root = Path(__file__).parents[1]
-        words = [sys.executable, "-m", "lkv.integrations.kvpress", "--model", tmp_path / "tiny", "--data"]
-        words += [tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--samples", samples, "--budgets", *BUDGETS]
-        words += ["--dtype", "float32", "--out", out]
-        environment = {
-            "PYTHONPATH": f"{tmp_path}:{root}",
-            "PATH": "/usr/bin:/bin",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        subprocess.run([*map(str, words)], check=True, env=environment, cwd=tmp_path)
-        return out
-
-    found = other(2)
+    found, root = tmp_path / "found.csv", Path(__file__).parents[1]
+    words = [sys.executable, "-m", "lkv.integrations.kvpress", "--model", tmp_path / "tiny", "--data"]
+    words += [tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--samples", 2, "--budgets", *BUDGETS]
+    words += ["--dtype", "float32", "--out", found]
+    environment = {"PYTHONPATH": f"{tmp_path}:{root}", "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*map(str, words)], check=True, env=environment, cwd=tmp_path)
     theirs = read_csv(found, THROUGHPUT_COLUMNS).iloc[0]
     assert (theirs["engine"], theirs["samples"], theirs["cells"]) == ("kvpress", 3, 21)
     said = ratio(rows, found)
     assert f"of kvpress: {rows[-1]['cells_per_s'] / theirs['cells_per_s']:.0f} times" in said
     assert "(new tokens 105 and 84)" in said
+    write_csv(tmp_path / "fewer.csv", [{**theirs, "samples": 2}], THROUGHPUT_COLUMNS)
     with pytest.raises(UserError, match="is of another grid: samples 2, here 3; run both alike"):
-        ratio(rows, other(1))
+        ratio(rows, tmp_path / "fewer.csv")
 
 
 def test_the_other_engines_command_imports_nothing_of_ours() -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import in_two_processes, observed
+from conftest import observed
+from forked import in_two_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lkv.errors import UserError
@@ -252,7 +253,7 @@ with group(torch.device("cpu")) as together:
 
 def test_two_processes_train_the_adapter_of_one(loaded, prompts, tmp_path):
     train(loaded, prompts, SCHEDULE, Arm(), tmp_path / "one", tmp_path / "one/t.csv", {})
-    in_two_processes("-c", SHARED, str(tmp_path / "two"))
+    in_two_processes(SHARED, str(tmp_path / "two"))
     one, two = (LookaheadKV.from_pretrained(tmp_path / name) for name in ("one", "two"))
     torch.testing.assert_close(two.tokens, one.tokens, rtol=0, atol=1e-3)
     for path, place in one._places.items():  # files hold them in another order

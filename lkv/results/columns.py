@@ -12,6 +12,7 @@ TEXT = frozenset((
     "study", "model", "benchmark", "task", "method", "protocol", "haystack", "status", "weights",
     "implementation", "phase", "device", "backend", "dtype", "arm", "lora", "loss", "trained_on", "metric",
     "reference", "label", "engine", "methods", "budgets", "question", "category", "judge", "prompt", "part",
+    "best", "best_recall",
 ))  # fmt: skip
 WHOLE = frozenset((
     "length", "sample", "planned", "budget", "n", "n_planned", "prompt_tokens", "new_tokens", "repeats",
@@ -78,6 +79,14 @@ TABLE_COLUMNS = (
 TRAINING_COLUMNS = (
     "model", "arm", "step", "samples", "kl", "lr", "tokens", "seconds", "tokens_per_s", "mfu",
 )  # fmt: skip
+
+CONTRACTS = frozenset((
+    SAMPLE_COLUMNS, ACCURACY_COLUMNS, PAIRED_COLUMNS, LATENCY_COLUMNS, RECALL_COLUMNS, KEPT_COLUMNS,
+    ABLATION_COLUMNS, ARMS_COLUMNS, THROUGHPUT_COLUMNS, JUDGEMENT_COLUMNS, TABLE_COLUMNS, TRAINING_COLUMNS,
+))  # fmt: skip
+# A column added after files of a contract were published stands at the contract's end and is listed here:
+# contract → its added columns. Older files are read with these columns empty.
+ADDED: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 # What is read of a study's provenance.json, and of the sections of its config.
 PROVENANCE = dict.fromkeys(("device", "backend", "dtype", "commit"), "text or null") | {

@@ -19,10 +19,10 @@ from lkv.errors import UserError
 from lkv.files.names import cell_text, quoted_cell
 from lkv.files.reading import regular
 from lkv.files.sums import check_sum, write_summed
+from lkv.results.columns import ADDED, BOUNDS, CONTRACTS, EDGE, HUGE, NEEDED, TEXT, WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
-from lkv.results.columns import BOUNDS, EDGE, HUGE, NEEDED, TEXT, WHOLE
 
 
 def write_csv(
@@ -44,7 +44,8 @@ def write_csv(
 def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
     """Reads a result CSV, or its packed copy, whole: the frame of `columns`, empty cells as missing.
 
-    Raises UserError, which names file and row, for a file that is damaged, torn or of another contract.
+    A column that was added to the contract later is missing in all rows of an older file. Raises UserError,
+    which names file and row, for a file that is damaged, torn or of another contract.
     """
     import pandas as pd
 
@@ -53,10 +54,8 @@ def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
     content = path.read_bytes()
     check_sum(path, hashlib.sha256(content).hexdigest())
     header, rows = _rows(path, content)
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
-    frame = pd.DataFrame(rows, columns=header, dtype=str)[columns]
+    _check_header(path, header, columns)
+    frame = pd.DataFrame(rows, columns=header, dtype=str).reindex(columns=columns, fill_value="")
     for name in columns:
         empty = frame[name] == ""
         if name in NEEDED and empty.any():
@@ -66,6 +65,23 @@ def read_csv(path: str | Path, columns: Iterable[str]) -> pd.DataFrame:
         else:
             frame[name] = _numbers(frame[name], empty, name, path)
     return _texts(frame, cell_text)
+
+
+def _check_header(path: Path, header: list[str], columns: list[str]) -> None:
+    """Refuses a file without the columns, added ones apart; for a contract also other columns and orders."""
+    contract = tuple(columns)
+    missing = [name for name in columns if name not in (*header, *ADDED.get(contract, ()))]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected: {', '.join(columns)}")
+    if contract not in CONTRACTS:
+        return
+    unknown = [name for name in header if name not in columns]
+    if unknown:
+        raise UserError(
+            f"{path} has unknown columns: {', '.join(unknown)[:200]}; expected: {', '.join(columns)}"
+        )
+    if header != [name for name in columns if name in header]:
+        raise UserError(f"{path} has its columns in another order; expected: {', '.join(columns)}")
 
 
 def stored(path: str | Path) -> Path:
