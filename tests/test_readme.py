@@ -26,8 +26,9 @@ from lkv.cli import parser
 from lkv.eviction.generate import generate
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.model.fetch import obtain
+from lkv.registry import FULL, METHODS
 from lkv.report import hero
-from lkv.report.style import STYLES
+from lkv.report.style import style
 from lkv.results.columns import (
     ABLATION_COLUMNS,
     ACCURACY_COLUMNS,
@@ -72,7 +73,7 @@ def tabled(text, head):
 
 def method_of(name):
     """The registry's name of what a table calls so."""
-    [method] = [key for key, look in STYLES.items() if look.label == name.strip("*").partition(",")[0]]
+    [method] = [key for key in (FULL, *METHODS) if style(key).label == name.strip("*").partition(",")[0]]
     return method
 
 

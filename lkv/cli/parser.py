@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lkv.version import __version__
 from lkv.cli import (
     benchmark_data,
     evaluate,
@@ -20,6 +19,7 @@ from lkv.cli import (
 )
 from lkv.cli.command import Parser, Top, add
 from lkv.cli.completion import SHELLS, PrintCompletion
+from lkv.version import __version__
 
 GROUPS = {
     "use": [*generate.COMMANDS, *ls.COMMANDS],

@@ -94,7 +94,7 @@ def reference(
     [B], one a prompt); without an offset it sees all M. Each row's softmax runs over all the keys it sees;
     then the prompt's columns are taken. Rows with `valid` [B, R] False do not count. Returns [B, H, prompt]
     float32.
-    LookaheadKV eq. 1-3 (R = answer or lookahead rows); SnapKV's observation window; H2O with R = N.
+    LookaheadKV eq. 1-3 (R = answer or lookahead rows); an observation window (the last rows); all (R = N).
     """
     batch, heads, rows, dim = queries.shape
     kv_heads, stored = keys.shape[1], keys.shape[2]

@@ -1,16 +1,16 @@
-"""Budgets that differ by layer: PyramidKV's schedule."""
+"""Budgets that differ by layer: a pyramid, wide below (Cai et al. 2024, arXiv 2406.02069)."""
 
 from __future__ import annotations
 
 from lkv.interface import Recipe
 
-PYRAMID_BETA = 20  # PyramidKV's β: how much smaller the last layer's budget is
+PYRAMID_BETA = 20  # the paper's β: how much smaller the last layer's budget is
 
 
 def layer_budgets(recipe: Recipe, budget: int, layers: int, prompt: int) -> list[int]:
     """Entries kept per layer; they always sum to layers · budget.
 
-    `pyramid` is PyramidKV's arithmetic progression from `high` in the first layer to `low` in the last, with
+    `pyramid` is an arithmetic progression from `high` in the first layer to `low` in the last, with
     (C - W) // β at the top of the pyramid. The original rounds the step down, which spends up to 21 % more
     than the nominal budget; here the remainders are handed out largest first (see `original_pyramid`).
     """
@@ -30,7 +30,7 @@ def layer_budgets(recipe: Recipe, budget: int, layers: int, prompt: int) -> list
 
 
 def original_pyramid(recipe: Recipe, budget: int, layers: int, prompt: int) -> list[int]:
-    """PyramidKV's layer budgets with its own integer step, for comparison with published settings."""
+    """The pyramid with the authors' integer step, for comparison with published settings."""
     bounds = _pyramid_bounds(recipe, budget, prompt)
     if bounds is None:
         return [budget] * layers

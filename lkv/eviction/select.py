@@ -122,7 +122,7 @@ def group(scores: Tensor, recipe: Recipe, kv_heads: int) -> Tensor:
 
 
 def pool(scores: Tensor, recipe: Recipe) -> Tensor:
-    """One-dimensional pooling along the prompt, stride 1, same length (SnapKV's clustering)."""
+    """One-dimensional pooling along the prompt, stride 1, same length: neighbours come along."""
     if recipe.pool is None or recipe.kernel == 1 or not scores.numel():
         return scores
     pooling = F.max_pool1d if recipe.pool == "max" else F.avg_pool1d

@@ -50,8 +50,8 @@ class LKV(HFLM):
     """HFLM whose prompts are evicted by `method` to `budget` entries a layer and KV head.
 
     Of model_args, `method` is a name of lkv.registry or "full" (HFLM unchanged), `budget` goes with every
-    other method, `adapter` (a folder) with lookaheadkv, `draft` (a folder made by lkv model, or "self") with
-    speckv; the rest is HFLM's own.
+    other method, `adapter` (a folder) with methods that need trained modules, `draft` (a folder made by lkv
+    model, or "self") with those that need a draft model; the rest is HFLM's own.
 
     `kept` holds what was stored right after each eviction: entries in each full-attention layer (in each KV
     head the same number), a list a prompt, in the order in which they ran. Continuations of one context share

@@ -26,7 +26,7 @@ def recall(results_dir: Path) -> Figure:
     from matplotlib.figure import Figure
 
     frame = read_figures(results_dir / "recall_by_layer.csv", RECALL_COLUMNS, ("model", "task", "method"))
-    shown = frame[frame["method"] != "oracle"]
+    shown = frame[[not style(method).bound for method in frame["method"]]]
     if shown.empty:  # the oracle alone
         shown = frame
     models = {str(model): rows for model, rows in shown.groupby("model", sort=False)}

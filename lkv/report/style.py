@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lkv.registry import FULL, METHODS, described
+
 
 @dataclass(frozen=True)
 class Style:
@@ -22,22 +24,7 @@ class Style:
     bound: bool = False
 
 
-STYLES = {
-    "full": Style("Full cache", "#000000", "", (0, (6, 2)), bound=True),
-    "oracle": Style("Oracle", "#555555", "", (0, (1, 1.2)), bound=True),
-    "random": Style("Random", "#999999", "x", (0, (3, 2))),
-    "streamingllm": Style("StreamingLLM", "#56B4E9", "v", (0, (5, 1.5))),
-    "h2o": Style("H2O", "#E69F00", "P", (0, (4, 1, 1, 1))),
-    "snapkv": Style("SnapKV", "#0072B2", "s", (0, (3, 1))),
-    "pyramidkv": Style("PyramidKV", "#CC79A7", "^", (0, (1, 1))),
-    "laq": Style("LAQ", "#009E73", "D", (0, (8, 2, 1, 2))),
-    "laqpp": Style("LAQ++", "#009E73", "d", (0, (3, 1, 1, 1, 1, 1))),
-    "speckv": Style(
-        "SpecKV", "#B8A800", "h", (0, (2, 1))
-    ),  # Okabe and Ito's yellow, darkened for white paper
-    "judgeq": Style("Judge Q", "#7A4B00", "<", (0, (5, 1, 2, 1))),
-    "lookaheadkv": Style("LookaheadKV", "#D55E00", "o"),
-}
+FULL_CACHE = Style("Full cache", "#000000", "", (0, (6, 2)), bound=True)
 
 # Overhead phases in the order of the pipeline: label, colour, hatch.
 PHASES = {
@@ -53,17 +40,20 @@ BENCHMARKS = {"ruler": "RULER", "longbench": "LongBench"}
 
 
 def style(method: str) -> Style:
-    """The style of a method, or of an arm of it (`lookaheadkv/nolookups`). What has none gets its raw name;
-    what has no look of its own, one that its name decides.
+    """The style of a method, as it is registered, or of a variant of it (`lookaheadkv/nolookups`).
+
+    Of an unknown method the label is its raw name, and the rest follows from the name.
     """
-    if method in STYLES:
-        return STYLES[method]
-    look = zlib.crc32(method.encode())
-    of, _, arm = method.partition("/")
-    if arm and of in STYLES:
-        return Style(f"{STYLES[of].label}, {arm}", "#8C3A00", "*>pX8"[look % 5], (0, (2, 1.2)))
-    colour = ("#444444", "#7A4B00", "#4B0092")[look % 3]
-    return Style(method, colour, "*>pX8"[look // 3 % 5], (0, (2 + look % 4, 1.5)))
+    if method == FULL:
+        return FULL_CACHE
+    if method in METHODS and (known := described(method)).label:
+        return Style(known.label, known.colour, known.marker, known.line, bound=known.knows_answer)
+    draw = zlib.crc32(method.encode())
+    of, _, variant = method.partition("/")
+    if variant and of in METHODS:
+        return Style(f"{style(of).label}, {variant}", "#8C3A00", "*>pX8"[draw % 5], (0, (2, 1.2)))
+    colour = ("#444444", "#7A4B00", "#4B0092")[draw % 3]
+    return Style(method, colour, "*>pX8"[draw // 3 % 5], (0, (2 + draw % 4, 1.5)))
 
 
 def benchmark_label(benchmark: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lkv.model.shape import NUMBER, Shape
+from lkv.registry import METHODS, described
 from lkv.study import arms, jobs, models, schema
 from lkv.study.cost import (
     ANSWERED,
@@ -139,14 +140,14 @@ def _evaluation(
     shape: Shape | None,
 ) -> Stage:
     cells = len(methods) * len(budgets)
-    drafts = sum(method in ("laq", "laqpp", "speckv") for method in methods)
+    drafted = sum(described(method).drafted_tokens for method in methods if method in METHODS)
     together = max(1, ROWS // max(1, cells))  # prompts whose answers are decoded as one batch
     kept = sum(budgets) / max(1, len(budgets))
     seconds: float | None = 0.0
     for samples, length, new in tasks:
         batches = samples / together
         seconds = add_seconds(seconds, prefill_seconds(shape, length, samples))
-        seconds = add_seconds(seconds, decode_seconds(shape, new + 32 * drafts, together, length, batches))
+        seconds = add_seconds(seconds, decode_seconds(shape, new + drafted, together, length, batches))
         seconds = add_seconds(seconds, decode_seconds(shape, new, together * cells, kept + new / 2, batches))
         seconds = add_seconds(seconds, PROMPT_S * samples)
     samples = sum(task[0] for task in tasks)
