@@ -224,7 +224,7 @@ def test_what_cuda_captures_of_a_step_copies_nothing_from_the_host(loaded, promp
 
 def test_too_few_prompts_say_so(loaded, prompts, tmp_path):
     with pytest.raises(
-        UserError, match="do not fill a batch of 4; give 6 prompts or more, or a smaller batch"
+        UserError, match="do not fill a batch of 4; give 10 prompts or more, or a smaller batch"
     ):
         train(loaded, prompts[:8], SCHEDULE, Arm(), tmp_path / "a", tmp_path / "t.csv", {})
     assert not (tmp_path / "a").exists()
