@@ -61,7 +61,7 @@ def test_constraints_hold_plain_versions_of_the_tested_pair() -> None:
 
 def test_extra_all_has_what_the_workflow_needs() -> None:
     named = {extra for r in NEEDED if r.name == "lkv" for extra in r.extras}
-    assert named == {"data", "judge", "workflow", "report"} <= EXTRAS.keys()
+    assert named == {"data", "judge", "workflow", "report", "completion"} <= EXTRAS.keys()
 
 
 def test_environment_file_delegates_to_pyproject_with_constraints() -> None:

@@ -33,7 +33,7 @@ def whole(least: int = 0, most: int = MOST) -> Callable[[str], int]:
     return number
 
 
-whole_number, positive_number, small_number = whole(), whole(1), whole(1, FEW)
+positive_number, small_number = whole(1), whole(1, FEW)
 
 
 def number(text: str, most: float = FEW) -> float:

@@ -27,7 +27,7 @@ log = logging.getLogger("lkv")
 
 
 def data_train(args: Arguments) -> None:
-    """training prompts with the model's own answers, or with true ones"""
+    """make training prompts, answered by the model itself or with true answers"""
     from lkv.data.prompts import KINDS
     from lkv.data.shards import Stored, join
     from lkv.distributed.group import group

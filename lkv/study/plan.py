@@ -79,7 +79,7 @@ def lines(config: Mapping[str, Any], root: Path = Path()) -> list[str]:
         f"{judged}",
         f"at {FLOPS / 1e12:.0f} TFLOP/s in prefill, {TRAINING_FLOPS / 1e12:.0f} in training and "
         f"{READ_BYTES_S / 1e12:.1f} TB/s in decoding (measured on one H100), answers at full length and "
-        f"{1000 * PROMPT_S:.0f} ms beside for each evaluated prompt; latency runs are not counted. "
+        f"{1000 * PROMPT_S:.0f} ms more for each evaluated prompt; latency runs are not counted. "
         "LongBench's lengths are its mean words "
         f"× {TOKENS_A_WORD}, at most max_prompt; training prompts count half of max_tokens.",
     ]

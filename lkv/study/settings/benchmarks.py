@@ -25,7 +25,7 @@ def answer_cap() -> Any:
     return key("cap on the tokens of an answer", default=None, null="the task's official number", least=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Protocol:
     """how the benchmarks are run; every row of the results and every note says so"""
 
@@ -60,7 +60,7 @@ class Protocol:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Ruler:
     """which RULER tasks are evaluated, and on what text"""
 
@@ -90,7 +90,7 @@ class Ruler:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class LongBench:
     """which LongBench tasks are evaluated, and where their records come from"""
 
@@ -104,7 +104,7 @@ class LongBench:
     budgets: list[int] | None = own_budgets()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class LongProc:
     """which LongProc tasks are evaluated"""
 
@@ -115,7 +115,7 @@ class LongProc:
     budgets: list[int] | None = own_budgets()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Judging:
     """the judge behind an OpenAI-compatible endpoint"""
 
@@ -136,7 +136,7 @@ class Judging:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class MTBench:
     """MT-Bench, two turns under eviction, graded by a judge"""
 

@@ -26,7 +26,7 @@ from lkv.study.settings.declare import (
 from lkv.study.settings.training import Ablation, Choosing, Drafting, Train
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Inspect:
     """on what recall by layer and kept tokens are recorded"""
 
@@ -42,7 +42,7 @@ class Inspect:
     budgets: list[int] | None = own_budgets()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Latency:
     """what is timed"""
 
@@ -79,7 +79,7 @@ class Latency:
     batches: bool = key("true: decoding with as many sequences as fit is timed too (GPU)", default=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Study:
     """One study, config/NAME.yaml. lkv/study/check.py checks names of methods, tasks, prompts and models."""
 

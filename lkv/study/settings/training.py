@@ -21,7 +21,7 @@ from lkv.study.settings.declare import (
 HUB_OR_FILE = "hub:OWNER/NAME[:CONFIG][@REVISION] or file:PATH"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Drafting:
     """SpecKV's draft models"""
 
@@ -33,7 +33,7 @@ class Drafting:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Choosing:
     """how LookaheadKV's importance becomes a choice (trained modules stay as they are)"""
 
@@ -55,7 +55,7 @@ class Choosing:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Source:
     """one data set"""
 
@@ -70,7 +70,7 @@ class Source:
     licence: str | None = key("the data set's licence", optional=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Train:
     """how LookaheadKV's modules are trained"""
 
@@ -142,7 +142,7 @@ class Train:
     max_tokens: int = key("longer prompts of the sources are left out", default=16384, least=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Ablation:
     """LookaheadKV trained and used in other ways, compared with train.arm"""
 
