@@ -1,8 +1,8 @@
 """Commands and code in processes forked from one that has imported everything and run nothing.
 
-Such a process starts at once, where a new one imports torch for seconds. Forked from the tests' own process it
-could hang: the threads of Typst, OpenMP and progress bars, which other tests have started there, do not live
-on in it.
+Such a process starts at once, where a new one imports torch for seconds. Forked from the tests' own process
+it could hang: the threads of Typst, OpenMP and progress bars, which other tests have started there, do not
+live on in it.
 """
 
 from __future__ import annotations
