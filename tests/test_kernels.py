@@ -275,7 +275,8 @@ def test_rows_that_share_a_cache_attend_to_all_before_them_whatever_lies_behind(
     rows, heads, kv_heads, room, dim = shape
     q = normal(rows, heads, 1, dim, dtype=dtype)
     keys, values = (normal(1, kv_heads, room, dim, dtype=dtype) for _ in range(2))
-    for stored in (0, 1, (room - rows) // 2, room - rows):
+    every = 3 if rows * heads > 256 and not GPU else 1  # four seconds each in the interpreter
+    for stored in (0, 1, (room - rows) // 2, room - rows)[::every]:
         maps, lse = attention64(q.transpose(0, 2), keys[:, :, : stored + rows], dim**-0.5, stored)
         wide = values[:, :, : stored + rows].double().repeat_interleave(heads // kv_heads, 1)
         truth = (maps @ wide).transpose(0, 2).transpose(1, 2)
