@@ -5,17 +5,21 @@ from __future__ import annotations
 # Files that begin first, so that no worker is left alone with one of them at the end.
 LONGEST_FIRST = (
     "test_paper.py", "test_dag.py", "test_architectures.py", "test_bad_input.py", "test_kernels.py",
-    "test_workflow.py", "test_kill.py", "test_cli.py", "test_report.py", "test_harness.py", "test_study.py",
-    "test_strangers_study.py", "test_train.py", "test_csv_ages.py", "test_throughput.py", "test_device.py",
-    "test_claims.py", "test_outputs.py", "test_early.py", "test_page.py",
+    "test_workflow.py", "test_kill.py", "test_cli.py", "test_terminals.py", "test_report.py",
+    "test_harness.py", "test_study.py", "test_strangers_study.py", "test_train.py", "test_csv_ages.py",
+    "test_throughput.py", "test_device.py", "test_claims.py", "test_models.py", "test_mtbench.py",
+    "test_engine.py", "test_evaluate.py", "test_imports.py", "test_strange_models.py",
+    "test_outputs.py", "test_early.py", "test_page.py",
 )  # fmt: skip
 
 # Functions whose tests take two seconds or more each: most start a process that imports torch or snakemake.
 SLOW = {
     "test_cli.py": ("test_an_error_of_several_processes", "test_two_processes_answer"),
-    "test_claims.py": ("test_the_committed_claims",),
+    "test_claims.py": ("test_the_committed_claims", "test_temperatures_may", "test_a_claim_names_the_files"),
     "test_csv_ages.py": ("test_every_committed_file",),
     "test_dag.py": ("test_",),
+    "test_engine.py": ("test_sliding_window_layers_are",),
+    "test_evaluate.py": ("test_a_question_blind_run", "test_samples_are_written_as_they_end"),
     "test_device.py": ("test_",),
     "test_early.py": ("test_snakemake_from_elsewhere",),
     "test_harness.py": ("test_a_refusal_in_lm_evals_own_command",),
@@ -28,6 +32,13 @@ SLOW = {
         "test_claims_show_names",
     ),
     "test_study.py": ("test_a_published_ablation",),
+    "test_models.py": ("test_a_gated_model", "test_parts_in_several_wheels"),
+    "test_mtbench.py": ("test_what_either_turn_dropped",),
+    "test_strange_models.py": ("test_granites_tokens",),
+    "test_terminals.py": (
+        "test_an_answer", "test_a_name", "test_with_", "test_a_pipe", "test_a_full", "test_an_input",
+        "test_a_broken_url", "test_too_little",
+    ),
     "test_throughput.py": ("test_the_same_grid",),
     "test_train.py": ("test_two_processes",),
     "test_workflow.py": (

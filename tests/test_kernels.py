@@ -236,7 +236,9 @@ def test_rotations_are_transformers(own_positions: bool, normed: bool, dtype: to
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    each_with_a_dtype([(3, 6, 2, 300, 64), (70, 8, 4, 70, 16), (1, 4, 4, 1000, 80), (2, 2, 1, 90, 256)]),
+    each_with_a_dtype(
+        [(3, 6, 2, 300, 64), (70 if GPU else 20, 8, 4, 70, 16), (1, 4, 4, 1000, 80), (2, 2, 1, 90, 256)]
+    ),
 )
 def test_a_token_attends_to_its_rows_own_entries(shape: Any, dtype: torch.dtype) -> None:
     rows, heads, kv_heads, room, dim = shape
@@ -258,7 +260,13 @@ def test_a_token_attends_to_its_rows_own_entries(shape: Any, dtype: torch.dtype)
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     each_with_a_dtype(
-        [(32, 9, 3, 700, 64), (8, 4, 4, 40, 16), (5, 2, 1, 90, 256), (40, 8, 2, 300, 80), (1, 2, 2, 65, 32)]
+        [
+            (32, 9, 3, 700 if GPU else 200, 64),
+            (8, 4, 4, 40, 16),
+            (5, 2, 1, 90, 256),
+            (40, 8, 2, 300 if GPU else 150, 80),
+            (1, 2, 2, 65, 32),
+        ]
     ),
 )
 def test_rows_that_share_a_cache_attend_to_all_before_them_whatever_lies_behind(
@@ -267,7 +275,8 @@ def test_rows_that_share_a_cache_attend_to_all_before_them_whatever_lies_behind(
     rows, heads, kv_heads, room, dim = shape
     q = normal(rows, heads, 1, dim, dtype=dtype)
     keys, values = (normal(1, kv_heads, room, dim, dtype=dtype) for _ in range(2))
-    for stored in (0, 1, (room - rows) // 2, room - rows):
+    every = 3 if rows * heads > 256 and not GPU else 1  # four seconds each in the interpreter
+    for stored in (0, 1, (room - rows) // 2, room - rows)[::every]:
         maps, lse = attention64(q.transpose(0, 2), keys[:, :, : stored + rows], dim**-0.5, stored)
         wide = values[:, :, : stored + rows].double().repeat_interleave(heads // kv_heads, 1)
         truth = (maps @ wide).transpose(0, 2).transpose(1, 2)
