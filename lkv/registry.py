@@ -6,6 +6,7 @@ A method of your own registers from your own package, by an entry point of the g
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -36,6 +37,7 @@ BUILT_IN = {
 }
 # name: module:attribute of a Method. What is built in cannot be replaced from outside.
 METHODS = {entry.name: entry.value for entry in entry_points(group=GROUP)} | BUILT_IN
+EXAMPLE = "full snapkv lookaheadkv"  # in the examples of the command line
 FULL = "full"  # the full cache: no method, but a row of every table
 SELF: Literal["self"] = "self"  # for a draft model: the target drafts for itself
 WAYS_OUT = {
@@ -63,9 +65,10 @@ def described(name: str) -> Method:
     return found
 
 
-def needing(what: Literal["adapter", "draft"]) -> list[str]:
-    """The methods that need trained modules, or a model that drafts."""
-    return [name for name in METHODS if described(name).needs == what]
+def needing(what: Literal["adapter", "draft"], names: Iterable[str] | None = None) -> list[str]:
+    """The methods, of `names` or of all, that need trained modules, or a model that drafts."""
+    asked = METHODS if names is None else names
+    return [name for name in asked if name in METHODS and described(name).needs == what]
 
 
 def check_given(name: str, adapter: object, draft: object) -> None:

@@ -10,6 +10,7 @@ from lkv.cli import flags
 from lkv.cli.arguments import positive_number
 from lkv.cli.command import Command
 from lkv.cli.loading import check_comparison, load_model, method_of_arm, named_methods, notify, sample_records
+from lkv.registry import EXAMPLE
 from lkv.study.settings.benchmarks import Protocol
 from lkv.study.settings.study import Inspect, Study
 from lkv.study.versions import VERSIONS
@@ -117,7 +118,7 @@ def _data_flag(parser: argparse.ArgumentParser) -> None:
 COMPARED = (
     "--model models/smollm2-135m-instruct --adapter adapters/smollm2-135m-instruct "
     "--data data/demo/ruler/smollm2-135m-instruct/niah_single_1@1024.jsonl "
-    "--methods full snapkv lookaheadkv --budgets 64 128 --study mine "
+    f"--methods {EXAMPLE} --budgets 64 128 --study mine "
 )
 COMMANDS = [
     Command(

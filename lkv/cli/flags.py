@@ -114,7 +114,7 @@ def journal(parser: ArgumentParser, what: str) -> None:
 
 
 def adapts(parser: ArgumentParser) -> None:
-    """What single methods need: LookaheadKV's modules and how it chooses, SpecKV's draft model."""
+    """What single methods need: trained modules and how they choose, a draft model."""
     parser.add_argument(
         "--adapter",
         type=Path,
@@ -124,7 +124,7 @@ def adapts(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="FOLDER",
-        help=f"SpecKV's draft model: a folder made by lkv model, or {SELF} (default: none)",
+        help=f"a draft model, for methods that need one: a folder made by lkv model, or {SELF} (default: none)",
     )
     group = parser.add_argument_group("how lookaheadkv chooses entries")
     settings(group, Choosing, *declared(Choosing))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from lkv.cli.arguments import positive_number
 from lkv.cli.command import Command
 from lkv.cli.loading import check_comparison, load_model, named_methods, sample_records
 from lkv.errors import UserError
-from lkv.registry import FULL, SELF
+from lkv.registry import EXAMPLE, FULL, SELF, needing
 from lkv.study.schema import read_spec
 from lkv.study.settings.study import Latency
 
@@ -73,7 +73,7 @@ def latency(args: Arguments) -> None:
 
 
 def _draft_shape(args: Arguments) -> Any:
-    """The shape of SpecKV's draft model, from which its theoretical overhead is computed."""
+    """The shape of the draft model, from which its theoretical overhead is computed."""
     from lkv.model.shape import Shape
 
     if not args.shape or args.draft in (None, SELF):
@@ -92,7 +92,7 @@ def _of_shape(args: Arguments) -> tuple[Loaded, list[Method | None]]:
     loaded = of_shape(read_spec(args.shape), place, args.dtype)
     print(f"{loaded.name}, random weights, on {place}, {loaded.dtype}, attention {loaded.backend}")
     draft: Loaded | Literal["self"] | None = SELF if args.draft == SELF else None
-    if "speckv" in args.methods and args.draft not in (None, SELF):
+    if needing("draft", args.methods) and args.draft not in (None, SELF):
         draft = of_shape(read_spec(Path(args.draft)), place, args.dtype)
     adapter = LookaheadKV.create(loaded.model).requires_grad_(False).to(loaded.model.dtype)
     return loaded, [
@@ -160,14 +160,15 @@ COMMANDS = [
         "latency",
         latency,
         latency_flags,
-        f"{MODEL} --adapter adapters/smollm2-135m-instruct --methods full snapkv lookaheadkv --budgets 128 "
+        f"{MODEL} --adapter adapters/smollm2-135m-instruct --methods {EXAMPLE} --budgets 128 "
         "--lengths 512 1024 --repeats 3 --study mine --out results/mine/latency.csv",
     ),
     Command(
         "throughput",
         throughput,
         throughput_flags,
-        f"{MODEL} --data {DATA}/niah_single_1@1024.jsonl {DATA}/niah_single_2@1024.jsonl --methods snapkv "
-        "random --budgets 64 128 --out results/mine/throughput.csv",
+        f"{MODEL} --data {DATA}/niah_single_1@1024.jsonl {DATA}/niah_single_2@1024.jsonl "
+        f"--adapter adapters/smollm2-135m-instruct --methods {EXAMPLE} --budgets 64 128 "
+        "--out results/mine/throughput.csv",
     ),
 ]

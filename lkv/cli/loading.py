@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lkv.cli import terminal
 from lkv.errors import UserError, one_of, plain
-from lkv.registry import FULL, SELF, check_given
+from lkv.registry import FULL, SELF, check_given, needing
 from lkv.results.paths import CARD, MODEL_CARD
 from lkv.study.budgets import check_budgets, check_kernel, check_once
 from lkv.study.settings.declare import declared
@@ -75,7 +75,7 @@ def named_methods(args: Arguments, loaded: Loaded) -> list[Method | None]:
     adapter = LookaheadKV.from_pretrained(args.adapter, loaded.model) if args.adapter else None
     recipe, beside = _recipe(vars(args))
     draft: Loaded | Literal["self"] | None = SELF if args.draft == SELF else None
-    if "speckv" in args.methods and args.draft not in (None, SELF):
+    if needing("draft", args.methods) and args.draft not in (None, SELF):
         draft = load(Path(args.draft), loaded.model.device, args.dtype)
     return [
         None if name == FULL else get(name, adapter, recipe, draft, loaded.tokenizer, beside)
@@ -92,7 +92,7 @@ def check_comparison(args: Arguments) -> None:
     drawn = bool(getattr(args, "shape", None))  # random weights, and modules of the same kind
     for name in args.methods:
         check_given(name, drawn or args.adapter, args.draft)
-    drafts = "speckv" in args.methods and args.draft != SELF and not drawn
+    drafts = bool(needing("draft", args.methods)) and args.draft != SELF and not drawn
     arms = [_arm(word, args)[:2] for word in getattr(args, "arms", [])]
     check_once([name for name, _ in arms], "--arms")
     folders = [args.adapter] if args.adapter and "lookaheadkv" in args.methods else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from lkv.cli import flags
 from lkv.cli.command import Command
 from lkv.cli.loading import check_comparison, load_model, named_methods, notify
+from lkv.registry import EXAMPLE
 from lkv.study.settings.benchmarks import Judging, MTBench
 from lkv.study.versions import VERSIONS
 
@@ -82,9 +83,9 @@ COMMANDS = [
         "mtbench",
         mtbench,
         mtbench_flags,
-        "--model models/smollm2-135m-instruct --questions sources/mt_bench/question.jsonl --methods full "
-        "snapkv --budgets 64 --study mine --journal results/mine/mtbench.jsonl --out "
-        "results/mine/answers.jsonl",
+        "--model models/smollm2-135m-instruct --adapter adapters/smollm2-135m-instruct --questions "
+        f"sources/mt_bench/question.jsonl --methods {EXAMPLE} --budgets 64 --study mine "
+        "--journal results/mine/mtbench.jsonl --out results/mine/answers.jsonl",
         "MT-Bench's question.jsonl, from FastChat's fastchat/llm_judge/data/mt_bench",
     ),
     Command(

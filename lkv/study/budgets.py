@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from lkv.bench.protocol import protocol
 from lkv.bench.ruler import tasks as ruler
 from lkv.errors import UserError
-from lkv.registry import METHODS, SELF, smallest_budget
+from lkv.registry import METHODS, SELF, needing, smallest_budget
+from lkv.study.models import draft_models
 
 Study = Mapping[str, Any]
 
@@ -127,7 +128,7 @@ def _check_training_lengths(study: Study, specs: Mapping[str, Mapping[str, Any]]
 
 def _reading(study: Study) -> list[str]:
     """The models that read the benchmarks' prompts, and their draft models."""
-    drafts = study["speckv"]["drafts"] if "speckv" in study["methods"] else {}
+    drafts = draft_models(study) if needing("draft", study["methods"]) else {}
     return [*study["models"], *(drafts[name] for name in study["models"] if drafts.get(name, SELF) != SELF)]
 
 

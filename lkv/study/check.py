@@ -11,12 +11,12 @@ from typing import Any
 
 from lkv.errors import UserError, one_of
 from lkv.files.strict_yaml import read_yaml
-from lkv.registry import FULL, METHODS, SELF
+from lkv.registry import FULL, METHODS, SELF, needing
 from lkv.results.paths import CARD
 from lkv.study.budgets import check_sizes
 from lkv.study.check_benchmarks import check_benchmarks, check_part
 from lkv.study.check_training import check_ablation, check_trainings
-from lkv.study.models import draft
+from lkv.study.models import draft, draft_models
 from lkv.study.schema import at, check, model_spec
 from lkv.study.settings.json_schema import study_schema
 
@@ -35,7 +35,7 @@ def validate(config: Mapping[str, Any], root: Path = Path(), source: str = "conf
     """
     study = check(config, study_schema(), source)
     _check_methods(study, source)
-    drafts = [name for name in study["speckv"]["drafts"].values() if name != SELF]
+    drafts = [name for name in draft_models(study).values() if name != SELF]
     specs = {name: model_spec(name, root, source) for name in [*study["models"], *drafts]}
     _check_adapters(study, root, source)
     check_trainings(study, specs, source)
@@ -55,18 +55,20 @@ def _check_methods(study: Mapping[str, Any], source: str) -> None:
         for name in names:
             if name not in known:
                 raise one_of(f"method in {source}, {key}:", name, known)
-        if "speckv" in names and not study["speckv"]["drafts"]:
-            raise UserError(
-                f"{source}, {key}: speckv needs draft models; name one a model in speckv.drafts, or self"
-            )
+        for name in needing("draft", names):
+            if not study[name]["drafts"]:
+                raise UserError(
+                    f"{source}, {key}: {name} needs draft models; name one a model in {name}.drafts, or self"
+                )
     if FULL not in study["latency"]["methods"]:
         raise UserError(
             f"{source}, latency.methods: {FULL!r} is missing; overheads are counted from it, so add it"
         )
-    for name in study["speckv"]["drafts"]:
-        if name not in study["models"]:
-            way_out = "give one of the study's models, or drop the entry"
-            raise one_of(f"model in {source}, speckv.drafts:", name, study["models"], way_out)
+    for section in needing("draft"):
+        for name in study[section]["drafts"]:
+            if name not in study["models"]:
+                way_out = "give one of the study's models, or drop the entry"
+                raise one_of(f"model in {source}, {section}.drafts:", name, study["models"], way_out)
 
 
 def _check_adapters(study: Mapping[str, Any], root: Path, source: str) -> None:

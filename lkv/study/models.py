@@ -6,21 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lkv.registry import SELF
+from lkv.registry import SELF, needing
 from lkv.results.paths import CARD, PATHS, paths
 from lkv.study.arms import main_arm, trained_arms
 from lkv.study.schema import at, spec_file
 
 
+def draft_models(config: Mapping[str, Any]) -> dict[str, str]:
+    """Model to draft model, by the sections of the methods that need one."""
+    sections = [config.get(name) or {} for name in needing("draft")]
+    return {model: draft for section in sections for model, draft in section.get("drafts", {}).items()}
+
+
 def methods(config: Mapping[str, Any], model: str, of: str | None = None) -> list[str]:
-    """The methods that a model is run with; SpecKV only if the model has a draft model."""
+    """The methods that a model is run with; those that need a draft model only if the model has one."""
     named = config[of]["methods"] if of else config["methods"]
-    return [name for name in named if name != "speckv" or model in config["speckv"]["drafts"]]
+    without = [] if model in draft_models(config) else needing("draft", named)
+    return [name for name in named if name not in without]
 
 
 def draft(config: Mapping[str, Any], model: str, of: str | None = None) -> str | None:
-    """SpecKV's draft model for a model, if the model is run with SpecKV."""
-    return config["speckv"]["drafts"].get(model) if "speckv" in methods(config, model, of) else None
+    """The draft model of a model, if the model is run with a method that needs one."""
+    return draft_models(config).get(model) if needing("draft", methods(config, model, of)) else None
 
 
 def needed_models(config: Mapping[str, Any]) -> list[str]:
