@@ -14,10 +14,10 @@ from conftest import observed
 from lkv import bench, registry
 from lkv.bench import longproc
 from lkv.bench.protocol import PROTOCOLS
+from lkv.bench.sample import RECORD
 from lkv.data import frozen
 from lkv.errors import UserError
 from lkv.measure.accuracy import evaluate
-from lkv.measure.conditions import RECORD
 from lkv.model.chat_template import chat_ids, record_ids, record_parts
 from lkv.model.load import Loaded
 from lkv.model.random_weights import tiny_tokenizer
@@ -107,7 +107,7 @@ def test_records_hold_what_the_evaluation_needs(copy: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("aware", [True, False])
 def test_records_run_through_the_evaluation(copy: Path, tmp_path: Path, aware: bool) -> None:
     records = build(copy, max_new_tokens=8, protocol=replace(OFFICIAL, question_aware=aware))
-    assert set(RECORD) <= set(records[0])
+    assert list(records[0]) == [*RECORD, "prompt_tokens"]
     model = Loaded(observed("llama"), TOKENIZER, "tiny", "0123", frozenset([257]))
     evaluate(model, records, [registry.get("snapkv")], [40], "s", 0, tmp_path / "j", tmp_path / "out.csv")
     rows = read_csv(tmp_path / "out.csv", SAMPLE_COLUMNS)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lkv.bench.sample import BenchmarkSample
 from lkv.errors import UserError, one_of, unshown
 from lkv.files.json_files import fingerprint
 from lkv.files.reading import filled, parse, read_text, regular, require
@@ -51,6 +52,19 @@ COPY = "give the data folder of a copy of princeton-pli/LongProc"
 Row = tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Copy:
+    """What the user's copy holds of one task: the folder, the prompt's template, the samples to take."""
+
+    folder: Path
+    template: str
+    items: list[dict[str, Any]]
+
+    def prompt(self, item: Mapping[str, Any]) -> tuple[str, int]:
+        """(the prompt, the character at which the page ends: what follows is the question)."""
+        return _fill(self.template, item, _read(_page(self.folder, item)), self.folder)
+
+
 def build(
     task: str,
     source_folder: str | Path,
@@ -71,48 +85,38 @@ def build(
     for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens)):
         if value is not None and value < 1:
             raise UserError(f"LongProc's {name} is {value}; it must be 1 or more")
-    folder = _folder(Path(source_folder), task)
-    template = _template(folder / "prompts.yaml")
-    items = _items(folder / f"{task}.json")[:samples]
-    for item in items:
-        page = _page(folder, item)
-        regular(page, f"{task} needs {page}, which is not there; {COPY}, pages included")
-    _fill(template, {**dict.fromkeys(FIELDS, ""), "reference_output": ""}, "", folder)
+    copy = _open(task, Path(source_folder), samples)
     row = TASKS[task]
     tokens = min(row.tokens, max_new_tokens or row.tokens)
     templated = protocol.templated("longproc")
 
     def records() -> Iterator[dict[str, Any]]:
-        for index, item in enumerate(items):
-            text, question_at = _fill(template, item, _read(_page(folder, item)), folder)
+        for index, item in enumerate(copy.items):
+            text, question_at = copy.prompt(item)
             length = len(chat_ids(tokenizer, text, template=templated))
             if context is not None and length + tokens > context:
-                raise UserError(
-                    f"{task}'s sample {index} ({item['task_id']}) has {length} tokens and its answer up to "
-                    f"{tokens}, the model's context is {context}; use a model with a longer context, or "
-                    "fewer samples"
-                )
-            yield {
-                "benchmark": "longproc",
-                "task": task,
-                "length": 0,
-                "sample": index,
-                "planned": samples or row.samples,
-                "haystack": "",
-                "protocol": protocol.label("longproc", max_new_tokens),
-                "question_aware": protocol.question_aware,
-                "template": templated,
-                "input": text,
-                "question_at": question_at,
-                "answer_prefix": "",
-                "outputs": [item["gt"]],
-                "classes": [],
-                "metric": METRIC,
-                "max_new_tokens": tokens,
-                "stops": [],
-                "min_new_tokens": 0,
-                "prompt_tokens": length,
-            }
+                raise _too_long(f"{task}'s sample {index} ({item['task_id']})", length, tokens, context)
+            yield BenchmarkSample(
+                benchmark="longproc",
+                task=task,
+                length=0,
+                sample=index,
+                planned=samples or row.samples,
+                haystack="",
+                protocol=protocol.label("longproc", max_new_tokens),
+                question_aware=protocol.question_aware,
+                template=templated,
+                input=text,
+                question_at=question_at,
+                answer_prefix="",
+                outputs=[item["gt"]],
+                classes=[],
+                metric=METRIC,
+                max_new_tokens=tokens,
+                stops=[],
+                min_new_tokens=0,
+                prompt_tokens=length,
+            ).as_record()
 
     return records()
 
@@ -168,6 +172,28 @@ def normalise(cell: str) -> str:
     """Lower case, without ASCII punctuation, the articles a, an, the, and white space."""
     plain = cell.lower().translate(str.maketrans("", "", string.punctuation))
     return "".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+
+def _open(task: str, source: Path, samples: int | None) -> Copy:
+    """Reads the copy's template and samples.
+
+    A copy that lacks a sample's page is refused, and so is a template that asks for a field of no sample.
+    """
+    folder = _folder(source, task)
+    template = _template(folder / "prompts.yaml")
+    items = _items(folder / f"{task}.json")[:samples]
+    for item in items:
+        page = _page(folder, item)
+        regular(page, f"{task} needs {page}, which is not there; {COPY}, pages included")
+    _fill(template, {**dict.fromkeys(FIELDS, ""), "reference_output": ""}, "", folder)
+    return Copy(folder, template, items)
+
+
+def _too_long(sample: str, length: int, tokens: int, context: int) -> UserError:
+    return UserError(
+        f"{sample} has {length} tokens and its answer up to {tokens}, the model's context is {context}; "
+        "use a model with a longer context, or fewer samples"
+    )
 
 
 def _folder(source: Path, task: str) -> Path:

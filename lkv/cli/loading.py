@@ -36,9 +36,9 @@ def notify(notice: str) -> None:
 def sample_records(path: Path) -> list[dict[str, Any]]:
     """A benchmark's frozen prompts, each checked to have all fields and a metric that scores it."""
     from lkv.bench import score
+    from lkv.bench.sample import RECORD
     from lkv.data.frozen import load
     from lkv.files.reading import require
-    from lkv.measure.conditions import RECORD
 
     records = []
     for number, record in enumerate(load(path), 1):

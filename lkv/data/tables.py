@@ -17,7 +17,7 @@ from functools import lru_cache
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from lkv.errors import UserError, one_of
 from lkv.files.json_files import parse_line
@@ -125,65 +125,86 @@ def _lines(file: File) -> Iterator[tuple[int, int, int]]:
 
 def _elements(file: File) -> Iterator[tuple[int, int, int]]:
     """(first byte, byte behind, line number) of each element of a JSON list, which is read in pieces."""
-    scan = json.JSONDecoder().raw_decode
-    text, at = "", 0  # Latin-1, so that a character is a byte; JSON's own signs are the same in UTF-8
-    base, line, number = _mark(file.path), 1, 0
     with file.path.open("rb") as stream:
-        stream.seek(base)
+        text = _ListText(file, stream)
+        text.sign()
+        text.go(text.at + 1)  # the bracket that tells a list
+        while text.sign() != "]":
+            text.number += 1
+            if text.number > 1:
+                if text.sign() != ",":
+                    raise text.malformed("expected , or ] after the record before it")
+                text.go(text.at + 1)
+                text.sign()
+            value, end = text.value()
+            _is_record(value, text.place())
+            yield text.base + text.at, text.base + end, text.line
+            text.go(end)
+            text.drop()
 
-        def more() -> bool:
-            nonlocal text
-            piece = stream.read(max(CHUNK, len(text)))
-            text += piece.decode("latin-1")
-            return bool(piece)
 
-        def go(to: int) -> None:
-            nonlocal at, line
-            line += text.count("\n", at, to)
-            at = to
+class _ListText:
+    """The text of a JSON list, of which memory holds a piece, and the place that reading has reached.
 
-        def sign() -> str:
-            """The next character that is not white space, "" at the end."""
-            while True:
-                to = at
-                while to < len(text) and text[to] in " \t\r\n":
-                    to += 1
-                go(to)
-                if at < len(text) or not more():
-                    return text[at : at + 1]
+    `text` is the piece. It is Latin-1, so that a character is a byte; JSON's own signs are the same in UTF-8.
+    `base` is how many bytes of the file come before it. `at` is the place, an index into `text`. `line` and
+    `number` are the line and the record that the place is in.
+    """
 
-        def malformed(reason: object) -> UserError:
-            return UserError(
-                f"{file.name}, record {number}, line {line}: not a JSON record in UTF-8 ({reason})"
-            )
+    def __init__(self, file: File, stream: BinaryIO) -> None:
+        self._name, self._stream = file.name, stream
+        self._scan = json.JSONDecoder().raw_decode
+        self.text, self.at = "", 0
+        self.base, self.line, self.number = _mark(file.path), 1, 0
+        stream.seek(self.base)
 
-        sign()
-        go(at + 1)  # the bracket that tells a list
-        while sign() != "]":
-            number += 1
-            if number > 1:
-                if sign() != ",":
-                    raise malformed("expected , or ] after the record before it")
-                go(at + 1)
-                sign()
-            while True:
-                try:
-                    value, end = scan(text, at)
-                    text[at:end].encode("latin-1").decode("utf-8")
-                    break
-                except json.JSONDecodeError as error:  # malformed, or not read to its end yet
-                    cut = error.pos > len(text) - 16 or error.msg.startswith("Unterminated string")
-                    if not cut or not more():
-                        raise malformed(error.msg) from None
-                except RecursionError:
-                    raise malformed("nested too deeply") from None
-                except ValueError as error:  # no UTF-8, or more digits than Python reads
-                    raise malformed(str(error).partition(";")[0]) from None
-            _is_record(value, f"{file.name}, record {number}, line {line}")
-            yield base + at, base + end, line
-            go(end)
-            if at >= CHUNK:
-                base, text, at = base + at, text[at:], 0
+    def more(self) -> bool:
+        """Reads the next piece and says whether there was one."""
+        piece = self._stream.read(max(CHUNK, len(self.text)))
+        self.text += piece.decode("latin-1")
+        return bool(piece)
+
+    def go(self, to: int) -> None:
+        """Moves on to index `to` and counts the lines that this passes."""
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def sign(self) -> str:
+        """Moves on to the next character that is not white space, and returns it; "" at the end."""
+        while True:
+            to = self.at
+            while to < len(self.text) and self.text[to] in " \t\r\n":
+                to += 1
+            self.go(to)
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def value(self) -> tuple[Any, int]:
+        """(the JSON value that begins here, the place behind it)."""
+        while True:
+            try:
+                value, end = self._scan(self.text, self.at)
+                self.text[self.at : end].encode("latin-1").decode("utf-8")
+                return value, end
+            except json.JSONDecodeError as error:  # malformed, or not read to its end yet
+                cut = error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated string")
+                if not cut or not self.more():
+                    raise self.malformed(error.msg) from None
+            except RecursionError:
+                raise self.malformed("nested too deeply") from None
+            except ValueError as error:  # no UTF-8, or more digits than Python reads
+                raise self.malformed(str(error).partition(";")[0]) from None
+
+    def drop(self) -> None:
+        """Lets go of the text that has been read, once it is as long as a piece."""
+        if self.at >= CHUNK:
+            self.base, self.text, self.at = self.base + self.at, self.text[self.at :], 0
+
+    def place(self) -> str:
+        return f"{self._name}, record {self.number}, line {self.line}"
+
+    def malformed(self, reason: object) -> UserError:
+        return UserError(f"{self.place()}: not a JSON record in UTF-8 ({reason})")
 
 
 def _is_record(value: Any, place: str) -> None:

@@ -10,14 +10,6 @@ from lkv.files.json_files import fingerprint
 from lkv.interface import Method
 from lkv.registry import FULL
 
-# What a benchmark's data file holds a sample, and of which kind (docs/protocols.md explains each).
-RECORD = {
-    "benchmark": "name", "task": "name", "length": "count", "sample": "count", "planned": "some",
-    "haystack": "text", "protocol": "name", "question_aware": "flag", "template": "flag", "input": "name",
-    "question_at": "count", "answer_prefix": "text", "outputs": "texts", "classes": "texts",
-    "metric": "name", "max_new_tokens": "some", "stops": "texts", "min_new_tokens": "count",
-}  # fmt: skip
-
 Record: TypeAlias = dict[str, Any]
 Cell: TypeAlias = tuple[str, int]  # method, budget
 

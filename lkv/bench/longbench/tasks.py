@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lkv.bench import sources
 from lkv.bench.longbench import metrics as longbench_metrics
 from lkv.bench.longbench.prompts import fill, fit, template
+from lkv.bench.sample import BenchmarkSample
 from lkv.errors import UserError, one_of
 from lkv.files.json_files import fingerprint
 from lkv.model.chat_template import token_ids
@@ -82,6 +83,15 @@ class Sample:
     classes: list[str]
 
 
+class Prompt(NamedTuple):
+    """A sample's text as it is run, the character at which its question begins, and its tokens."""
+
+    sample: Sample
+    text: str
+    question_at: int
+    tokens: int
+
+
 def build(
     task: str,
     source: str,
@@ -96,13 +106,7 @@ def build(
     `max_new_tokens` caps the task's own number. `context` is how many tokens the model takes; a prompt that
     does not fit with what is to be generated is refused. A missing source is refused before the first record.
     """
-    if task not in TASKS:
-        raise one_of("LongBench task", task, TASKS)
-    for name, value, least in (
-        ("samples", samples, 1), ("max_new_tokens", max_new_tokens, 1), ("max_prompt", protocol.max_prompt, 2)
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise UserError(f"LongBench's {name} is {value}; it must be {least} or more")
+    _check(task, samples, max_new_tokens, protocol)
     row = TASKS[task]
     planned = min(row.samples, samples or row.samples)
     new_tokens = min(row.tokens, max_new_tokens or row.tokens)
@@ -114,36 +118,34 @@ def build(
 
     def records() -> Iterator[dict[str, Any]]:
         made = 0
-        while batch := list(islice(read, BATCH)):
-            filled = [fill(task, item.context, item.question) for item in batch]
-            fitted = fit(tokenizer, [text for text, _ in filled], protocol.max_prompt, templated)
-            for item, (_, end), (text, tokens) in zip(batch, filled, fitted, strict=True):
-                if context is not None and tokens + new_tokens > context:
-                    around = tokens - len(token_ids(tokenizer, [text])[0])
-                    raise _too_long(item.place, tokens, new_tokens, context, around)
-                yield {
-                    "benchmark": "longbench",
-                    "task": task,
-                    "length": 0,
-                    "sample": made,
-                    "planned": planned,
-                    "haystack": "",
-                    "protocol": protocol.label("longbench", new_tokens if new_tokens < row.tokens else None),
-                    "question_aware": protocol.question_aware,
-                    "template": templated,
-                    "input": text,
-                    # A cut that reaches into the end leaves no place where the question begins.
-                    "question_at": len(text) - len(end) if text.endswith(end) else 0,
-                    "answer_prefix": "",
-                    "outputs": item.answers,
-                    "classes": item.classes,
-                    "metric": row.metric,
-                    "max_new_tokens": new_tokens,
-                    "stops": list(row.stops),
-                    "min_new_tokens": min_new_tokens,
-                    "prompt_tokens": tokens,
-                }
-                made += 1
+        for item, text, question_at, tokens in _prompts(
+            task, read, tokenizer, protocol.max_prompt, templated
+        ):
+            if context is not None and tokens + new_tokens > context:
+                around = tokens - len(token_ids(tokenizer, [text])[0])
+                raise _too_long(item.place, tokens, new_tokens, context, around)
+            yield BenchmarkSample(
+                benchmark="longbench",
+                task=task,
+                length=0,
+                sample=made,
+                planned=planned,
+                haystack="",
+                protocol=protocol.label("longbench", new_tokens if new_tokens < row.tokens else None),
+                question_aware=protocol.question_aware,
+                template=templated,
+                input=text,
+                question_at=question_at,
+                answer_prefix="",
+                outputs=item.answers,
+                classes=item.classes,
+                metric=row.metric,
+                max_new_tokens=new_tokens,
+                stops=list(row.stops),
+                min_new_tokens=min_new_tokens,
+                prompt_tokens=tokens,
+            ).as_record()
+            made += 1
         if not made:
             raise UserError(f"{source} has no record of {task}; give LongBench's {task}.jsonl")
 
@@ -153,6 +155,33 @@ def build(
 def score(prediction: str, record: Mapping[str, Any]) -> float:
     """0 to 100 for one answer, by the task's own metric, after the task's own post-processing."""
     return longbench_metrics.score(record["task"], prediction, record["outputs"], record["classes"])
+
+
+def _check(task: str, samples: int | None, max_new_tokens: int | None, protocol: Protocol) -> None:
+    if task not in TASKS:
+        raise one_of("LongBench task", task, TASKS)
+    for name, value, least in (
+        ("samples", samples, 1), ("max_new_tokens", max_new_tokens, 1), ("max_prompt", protocol.max_prompt, 2)
+    ):  # fmt: skip
+        if value is not None and value < least:
+            raise UserError(f"LongBench's {name} is {value}; it must be {least} or more")
+
+
+def _prompts(
+    task: str,
+    samples: Iterator[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None,
+    templated: bool,
+) -> Iterator[Prompt]:
+    """The prompts of `samples`, made a batch at a time. Those over `most` tokens lose their middle."""
+    while batch := list(islice(samples, BATCH)):
+        filled = [fill(task, item.context, item.question) for item in batch]
+        fitted = fit(tokenizer, [text for text, _ in filled], most, templated)
+        for item, (_, end), (text, tokens) in zip(batch, filled, fitted, strict=True):
+            # A cut that reaches into the end leaves no place where the question begins.
+            question_at = len(text) - len(end) if text.endswith(end) else 0
+            yield Prompt(item, text, question_at, tokens)
 
 
 def _samples(task: str, records: sources.Placed) -> Iterator[Sample]:

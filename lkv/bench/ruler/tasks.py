@@ -21,6 +21,7 @@ from lkv.bench.ruler.niah import Needles, niah
 from lkv.bench.ruler.qa import qa
 from lkv.bench.ruler.wordings import Generator, Prompt
 from lkv.bench.ruler.words import cwe, fwe, vt
+from lkv.bench.sample import BenchmarkSample
 from lkv.data import documents
 from lkv.errors import UserError, one_of
 from lkv.model.chat_template import record_ids, record_parts
@@ -108,26 +109,27 @@ def record(
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     """One line of a data file, its tokens counted as they will be run."""
-    made = {
-        "benchmark": "ruler",
-        "task": task,
-        "length": length,
-        "sample": sample,
-        "planned": planned,
-        "haystack": haystack,
-        "protocol": agreed.protocol,
-        "question_aware": agreed.question_aware,
-        "template": agreed.template,
-        "input": prompt.input,
-        "question_at": prompt.question_at,
-        "answer_prefix": prompt.answer_prefix,
-        "outputs": prompt.outputs,
-        "classes": [],
-        "metric": agreed.metric,
-        "max_new_tokens": agreed.max_new_tokens,
-        "stops": [],
-        "min_new_tokens": 0,
-    }
+    made = BenchmarkSample(
+        benchmark="ruler",
+        task=task,
+        length=length,
+        sample=sample,
+        planned=planned,
+        haystack=haystack,
+        protocol=agreed.protocol,
+        question_aware=agreed.question_aware,
+        template=agreed.template,
+        input=prompt.input,
+        question_at=prompt.question_at,
+        answer_prefix=prompt.answer_prefix,
+        outputs=prompt.outputs,
+        classes=[],
+        metric=agreed.metric,
+        max_new_tokens=agreed.max_new_tokens,
+        stops=[],
+        min_new_tokens=0,
+        prompt_tokens=0,  # counted below
+    ).as_record()
     parts = [record_ids(tokenizer, made)] if agreed.question_aware else record_parts(tokenizer, made)
     return {**made, "prompt_tokens": sum(map(len, parts))}
 
@@ -155,47 +157,81 @@ def build(
     for name, value in (("length", length), ("samples", samples)):
         if value < 1:
             raise UserError(f"RULER's {name} is {value}; it must be 1 or more")
-    row, reserve = TASKS[task], agreed.max_new_tokens
-    essays = documents.haystack(haystack) if row.haystack == "essays" else None
+    row = TASKS[task]
     files = {"squad": squad, "hotpotqa": hotpotqa}
-    asked = qa(row.haystack, files[row.haystack]) if row.haystack in files else None
+    maker = Maker(
+        task,
+        samples,
+        seed,
+        tokenizer,
+        agreed,
+        essays=documents.haystack(haystack) if row.haystack == "essays" else None,
+        asked=qa(row.haystack, files[row.haystack]) if row.haystack in files else None,
+    )
+    maker.require(length)
+    return maker.records(length)
 
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False).input_ids)
 
-    def generator(length: int) -> Generator:
+@dataclass(frozen=True)
+class Maker:
+    """Makes one task's samples at any length.
+
+    `essays` is the text that hides the needles and its name, None where other text hides them. `asked` makes
+    the prompts of a QA task, and is None for the others.
+    """
+
+    task: str
+    samples: int
+    seed: int
+    tokenizer: PreTrainedTokenizerBase
+    agreed: Terms
+    essays: tuple[str, str] | None
+    asked: Generator | None
+
+    def generator(self, length: int) -> Generator:
+        row = TASKS[self.task]
         if row.needles:
-            return niah(row.needles, row.haystack, length, essays)
-        if asked:
-            return asked
-        return vt(length, count) if task == "vt" else {"cwe": cwe, "fwe": fwe}[task](length)
+            return niah(row.needles, row.haystack, length, self.essays)
+        if self.asked:
+            return self.asked
+        return vt(length, self._count) if self.task == "vt" else {"cwe": cwe, "fwe": fwe}[self.task](length)
 
-    def sample(made: Generator, length: int, index: int, size: int) -> Sized:
-        prompt = made.make(size, random.Random(f"{seed}/{task}/{length}/{index}"), index)
-        return size, record(task, length, index, samples, made.haystack, agreed, prompt, tokenizer)
-
-    def needed(length: int) -> int:
-        made = generator(length)
-        least = (sample(made, length, index, made.least)[1] for index in range(samples))
-        return reserve + max(one["prompt_tokens"] for one in least)
-
-    if (smallest := needed(length)) > length:
-        # A longer length may have a longer worked example, and so need more again.
-        while (more := needed(smallest)) > smallest:
-            smallest = more
-        raise UserError(
-            f"RULER's {task} does not fit {length} tokens, {reserve} of them to generate; "
-            f"the smallest length found for {samples} samples is {smallest}; set that or a longer one"
+    def sample(self, made: Generator, length: int, index: int, size: int) -> Sized:
+        """Sample `index` with `size` units of haystack, drawn from a random state of its own."""
+        prompt = made.make(size, random.Random(f"{self.seed}/{self.task}/{length}/{index}"), index)
+        return size, record(
+            self.task, length, index, self.samples, made.haystack, self.agreed, prompt, self.tokenizer
         )
 
-    def records() -> Iterator[dict[str, Any]]:
-        made, room = generator(length), length - reserve
-        # The largest size is searched once, on the first sample; each sample starts from it.
-        start, _ = _fit(partial(sample, made, length, 0), made.least, made, room, slack=0)
-        for index in range(samples):
-            yield _fit(partial(sample, made, length, index), start, made, room, slack=room // 50)[1]
+    def needed(self, length: int) -> int:
+        """The tokens that every sample fits in with the least haystack, those to generate included."""
+        made = self.generator(length)
+        least = (self.sample(made, length, index, made.least)[1] for index in range(self.samples))
+        return self.agreed.max_new_tokens + max(one["prompt_tokens"] for one in least)
 
-    return records()
+    def require(self, length: int) -> None:
+        """Refuses a length that not every sample fits, and names one that they all fit."""
+        if (smallest := self.needed(length)) <= length:
+            return
+        # A longer length may have a longer worked example, and so need more again.
+        while (more := self.needed(smallest)) > smallest:
+            smallest = more
+        raise UserError(
+            f"RULER's {self.task} does not fit {length} tokens, {self.agreed.max_new_tokens} of them to "
+            f"generate; the smallest length found for {self.samples} samples is {smallest}; set that or a "
+            "longer one"
+        )
+
+    def records(self, length: int) -> Iterator[dict[str, Any]]:
+        """Every sample in turn, its haystack as large as the length allows, or nearly."""
+        made, room = self.generator(length), length - self.agreed.max_new_tokens
+        # The largest size is searched once, on the first sample; each sample starts from it.
+        start, _ = _fit(partial(self.sample, made, length, 0), made.least, made, room, slack=0)
+        for index in range(self.samples):
+            yield _fit(partial(self.sample, made, length, index), start, made, room, slack=room // 50)[1]
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _fit(attempt: Callable[[int], Sized], start: int, made: Generator, room: int, slack: int) -> Sized:
