@@ -194,7 +194,9 @@ def test_a_signal_while_the_program_is_imported_is_one_line(
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """nohup's promise."""
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    code += "from lkv.cli.signals import *; leave_at_once()\nwith caught(): signal.raise_signal(signal.SIGHUP)"
+    code += (
+        "from lkv.cli.signals import *; leave_at_once()\nwith caught(): signal.raise_signal(signal.SIGHUP)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lkv.errors import UserError
 from lkv.eviction.prefill import observe_tail, prefill
 from lkv.interface import Tail
-from lkv.lookahead import train as training
+from lkv.lookahead import step
 from lkv.lookahead.adapter import LookaheadKV
 from lkv.lookahead.arm import Arm, Schedule
 from lkv.lookahead.held_out import held_out
@@ -87,7 +87,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
         return train(loaded, prompts, SCHEDULE, Arm(), out, out / "t.csv", {}, keep_bytes, every)
 
     whole = run("whole", every=100)
-    real, steps = training.batch_loss, []
+    real, steps = step.batch_loss, []
 
     def killed(adapter, batch, by):
         if torch.is_grad_enabled():
@@ -96,12 +96,12 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
                 raise KeyboardInterrupt
         return real(adapter, batch, by)
 
-    monkeypatch.setattr(training, "batch_loss", killed)
+    monkeypatch.setattr(step, "batch_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         run("cut", every=3)
     assert (tmp_path / "cut" / "checkpoint.pt").exists()
     assert not (tmp_path / "cut" / "lookahead.json").exists()
-    monkeypatch.setattr(training, "batch_loss", real)
+    monkeypatch.setattr(step, "batch_loss", real)
     resumed = run("cut", every=3)
     for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -113,7 +113,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(loaded, prompts, tmp_path, monkeypatch):
-    real = training.batch_loss
+    real = step.batch_loss
     calls = []
 
     def killed(adapter, batch, by):
@@ -122,10 +122,10 @@ def test_a_checkpoint_of_another_run_is_not_resumed(loaded, prompts, tmp_path, m
             raise KeyboardInterrupt
         return real(adapter, batch, by)
 
-    monkeypatch.setattr(training, "batch_loss", killed)
+    monkeypatch.setattr(step, "batch_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         train(loaded, prompts, SCHEDULE, Arm(), tmp_path, tmp_path / "t.csv", {}, 0, 2)
-    monkeypatch.setattr(training, "batch_loss", real)
+    monkeypatch.setattr(step, "batch_loss", real)
     other = Schedule(steps=4, batch=4, learning_rate=5e-3, warmup_steps=2, held_out=6, seed=2)
     train(loaded, prompts, other, Arm(), tmp_path, tmp_path / "t.csv", {}, 0, 2)
     assert len(pd.read_csv(tmp_path / "t.csv")) == 4

@@ -124,7 +124,7 @@ def adapts(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="FOLDER",
-        help=f"a draft model, for methods that need one: a folder made by lkv model, or {SELF} (default: none)",
+        help=f"the draft model of methods that need one: a folder of lkv model, or {SELF} (default: none)",
     )
     group = parser.add_argument_group("how lookaheadkv chooses entries")
     settings(group, Choosing, *declared(Choosing))  # type: ignore[arg-type]
