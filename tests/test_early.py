@@ -339,7 +339,7 @@ EVALUATE = "evaluate --model {0}/gone --data {0}/gone.jsonl --study s --journal 
         (EVALUATE + "--methods speckv --budgets 64 --draft {0}/d", "no such file: {0}/d/model.json; give a"),
         (EVALUATE + "--methods full --budgets 64 --arms a={0}/a", "no such file: {0}/a/lookahead.json; give"),
         (
-            EVALUATE + "--methods full --budgets 64 --arms a={0},kernel=2",
+            EVALUATE + "--methods full --budgets 64 --arms a={0}/a,kernel=2",
             "the arm 'a': a pooling kernel of 2",
         ),
         (EVALUATE + "--methods full --budgets 64", "{0}/gone.json"),

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from lkv.cli import main as cli
 from lkv.cli import outputs, parser
+from lkv.cli.main import main as cli
 from lkv.data.frozen import freeze
 from lkv.errors import UserError
 from lkv.files import atomic as writing
@@ -129,7 +129,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 def line_of(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
     """The one line of a refusal, where what lies there cannot be read."""
-    assert cli.main(words) == 2
+    assert cli(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("lkv: error: ")
     return err
@@ -263,7 +263,7 @@ def test_nothing_is_written_into_an_adapters_folder(
             assert "lies in the adapter's" in refused(capsys, *command("evaluate", out=out), *given.split())
     assert "--log A/log lies in" in refused(capsys, *command("provenance", log="A/log"), "--adapters", "A")
     assert nothing_runs == []
-    assert cli.main([*share, "adapters/A"]) == 0
+    assert cli([*share, "adapters/A"]) == 0
 
 
 def test_a_folder_that_is_written_whole_holds_no_input(
@@ -309,7 +309,7 @@ def test_no_output_is_what_a_later_run_would_read_as_part_of_an_input(
     for out in (within, within.replace("D/", "link/"), within.replace("D/", "missing/../D/")):
         assert "would be read as part of --" in refused(capsys, *words.split(), out)
     assert nothing_runs == []
-    assert cli.main([*words.split(), allowed]) == 0
+    assert cli([*words.split(), allowed]) == 0
 
 
 def test_what_a_link_in_a_folder_leads_to_is_part_of_it(
@@ -352,7 +352,7 @@ def test_a_foreign_file_where_answers_are_kept_is_left_as_it_is(
         freeze(answers / f"shard-0000{number}.jsonl", [{"id": 1, "response": [1]}], run={})
     (answers / "shard-00001.jsonl").write_bytes(b"\0damaged")  # and is generated again
     (answers / "shard-00002.json").write_bytes(b"\0damaged")
-    assert cli.main(command("data_train", out="X.jsonl")) == 0
+    assert cli(command("data_train", out="X.jsonl")) == 0
 
 
 def test_an_adapter_of_another_project_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

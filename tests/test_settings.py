@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from lkv.lookahead.adapter import RECIPE
 from lkv.lookahead.arm import Arm
+from lkv.lookahead.method import METHOD
 from lkv.study.schema import check
 from lkv.study.settings import generate
 from lkv.study.settings.declare import MISSING, declared
@@ -58,7 +58,7 @@ def check_least() -> dict[str, Any]:
 
 def test_defaults_of_the_code_are_the_declared_ones() -> None:
     choosing, train = declared(Choosing), declared(Train)
-    assert {name: getattr(RECIPE, name) for name in ("group", "pool", "kernel", "order")} == {
+    assert {name: getattr(METHOD.recipe, name) for name in ("group", "pool", "kernel", "order")} == {
         name: choosing[name].default for name in ("group", "pool", "kernel", "order")
     }
     arm = Arm()

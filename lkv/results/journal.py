@@ -18,7 +18,7 @@ from typing import Any
 from lkv.errors import UserError
 from lkv.files.atomic import atomic_write
 
-HEAD = b'{"format": "lkv-journal", "version": 2}\n'
+HEAD = b'{"format": "lkv-journal", "version": 3}\n'
 HASHED = re.compile(rb'(\{.*), "hash": "([0-9a-f]{16})"\}', re.DOTALL)
 
 
@@ -115,7 +115,10 @@ def kind_of(path: Path) -> str:
         cell = json.loads(first)
     except (ValueError, RecursionError):
         return "foreign"
-    return "earlier" if isinstance(cell, dict) and {"key", "group"} <= set(cell) else "foreign"
+    if not isinstance(cell, dict):
+        return "foreign"
+    earlier = cell.get("format") == "lkv-journal" or {"key", "group"} <= set(cell)
+    return "earlier" if earlier else "foreign"
 
 
 def _line(cell: Mapping[str, Any]) -> bytes:
