@@ -55,7 +55,7 @@ def test_appended_cells_are_there_again_when_reopened(path: Path) -> None:
 def test_a_line_is_a_cell_and_can_be_read_by_any_json_reader(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
     assert lines.pop() == ""
-    assert json.loads(lines.pop(0)) == {"format": "lkv-journal", "version": 2}
+    assert json.loads(lines.pop(0)) == {"format": "lkv-journal", "version": 3}
     assert [json.loads(line)["key"] for line in lines] == ["a/0", "a/1", "b/0", "b/1", "b/2"]
 
 
