@@ -157,6 +157,10 @@ def test_whichever_byte_is_flipped_no_cell_comes_back_changed(path: Path) -> Non
     for place in range(len(whole)):
         for bit in (0, 3, 6):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :])
+            if path.read_bytes().startswith(module.EARLIER):
+                assert "has an earlier form: " in Journal(path).notice
+                path.with_name("journal.jsonl.old").unlink()
+                continue
             if place < head:
                 with pytest.raises(UserError, match="is not a journal of lkv"):
                     Journal(path)
@@ -199,6 +203,15 @@ def test_a_journal_whose_first_line_a_kill_cut_is_begun_again(tmp_path: Path, wr
     Journal(path).append(FIRST)
     assert held(Journal(path)) == FIRST
     assert path.read_bytes().startswith(module.HEAD)
+
+
+def test_a_journal_of_the_keys_before_is_set_aside_and_its_answers_are_counted(path: Path) -> None:
+    content = module.EARLIER + path.read_bytes().removeprefix(module.HEAD)
+    path.write_bytes(content)
+    journal = Journal(path)
+    answers = content.count(b"\n") - 1
+    assert journal.cells == {} and f": {answers} answers are computed anew" in journal.notice
+    assert path.with_name("journal.jsonl.old").read_bytes() == content
 
 
 def test_a_journal_of_the_earlier_form_is_set_aside_whole_and_counted(path: Path) -> None:

@@ -19,6 +19,7 @@ from lkv.errors import UserError
 from lkv.files.atomic import atomic_write
 
 HEAD = b'{"format": "lkv-journal", "version": 3}\n'
+EARLIER = b'{"format": "lkv-journal", "version": 2}\n'  # whose keys are not those of today
 HASHED = re.compile(rb'(\{.*), "hash": "([0-9a-f]{16})"\}', re.DOTALL)
 
 
@@ -41,7 +42,8 @@ class Journal:
             )
         if kind == "earlier":
             old = _beside(self.path, ".old")
-            answers = self.path.read_bytes().count(b"\n")
+            content = self.path.read_bytes()
+            answers = content.count(b"\n") - content.startswith(EARLIER)
             self.path.replace(old)
             self.notice = (
                 f"{self.path.name} has an earlier form: {answers} answers are computed anew ({old.name})"
@@ -115,10 +117,8 @@ def kind_of(path: Path) -> str:
         cell = json.loads(first)
     except (ValueError, RecursionError):
         return "foreign"
-    if not isinstance(cell, dict):
-        return "foreign"
-    earlier = cell.get("format") == "lkv-journal" or {"key", "group"} <= set(cell)
-    return "earlier" if earlier else "foreign"
+    keyed = isinstance(cell, dict) and {"key", "group"} <= set(cell)
+    return "earlier" if first == EARLIER or keyed else "foreign"
 
 
 def _line(cell: Mapping[str, Any]) -> bytes:
