@@ -1,4 +1,4 @@
-"""Promises to authors of methods: they see keys and values, register by an entry point, and get clear errors."""
+"""Promises to authors of methods: keys and values are seen, entry points register, errors are clear."""
 
 from __future__ import annotations
 
